@@ -1,0 +1,40 @@
+# kernels/: the door (backend.h) and its implementations. SIMD variants are one file each, named by their instruction set;
+# they are compiled with it and chosen at run time.
+file(GLOB kernel_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.c ${CMAKE_SOURCE_DIR}/kernels/cpu/*.c)
+if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64")
+  list(FILTER kernel_sources EXCLUDE REGEX "_(avx2|avx512|amx)\\.c$")
+endif()
+add_library(kernels STATIC ${kernel_sources})
+target_link_libraries(kernels PUBLIC inferd_flags base PRIVATE inferd_warnings)
+# -O3 in release builds: these files are loops over arrays. No -ffast-math: it moves results away from the reference.
+if(NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
+  target_compile_options(kernels PRIVATE $<$<COMPILE_LANGUAGE:C>:-O3>)
+endif()
+foreach(source ${kernel_sources})
+  if(source MATCHES "_avx2\\.c$")
+    set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mbmi2")
+  elseif(source MATCHES "_avx512\\.c$")
+    set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+      "-mavx2;-mfma;-mf16c;-mbmi2;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi")
+  elseif(source MATCHES "_amx\\.c$")
+    set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+      "-mavx2;-mfma;-mf16c;-mbmi2;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-mamx-tile;-mamx-int8")
+  endif()
+endforeach()
+
+if(INFERD_CUDA)
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES "80-real;86-real;89-real;90a-real")
+  endif()
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  set(CMAKE_CUDA_STANDARD 17)
+  file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
+  add_library(kernels_cuda STATIC ${cuda_sources})
+  target_include_directories(kernels_cuda PRIVATE ${CMAKE_SOURCE_DIR})
+  target_compile_definitions(kernels_cuda PRIVATE INFERD_CUDA=1 $<$<BOOL:${INFERD_FAULTS}>:INFERD_FAULTS=1>)
+  target_compile_options(kernels_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo -O3 -Werror all-warnings
+    -Xcompiler=-fvisibility=hidden,-fno-exceptions>)
+  target_link_libraries(kernels_cuda PUBLIC base CUDA::cudart_static CUDA::cublasLt)
+  target_link_libraries(kernels PUBLIC kernels_cuda)
+endif()

@@ -1,0 +1,18 @@
+# inferd (server/) and inferctl (client/). server_lib is everything but main.c, for the tests.
+file(GLOB server_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/server/*.c)
+list(FILTER server_sources EXCLUDE REGEX "/main\\.c$")
+if(server_sources)
+  add_library(server_lib STATIC ${server_sources})
+  target_link_libraries(server_lib PUBLIC engine config kernels base proto grpc_core PkgConfig::microhttpd OpenSSL::Crypto OpenSSL::SSL
+                        PRIVATE inferd_warnings)
+  if(EXISTS ${CMAKE_SOURCE_DIR}/server/main.c)
+    add_executable(inferd server/main.c)
+    target_link_libraries(inferd PRIVATE server_lib inferd_warnings)
+  endif()
+endif()
+
+file(GLOB client_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/client/*.c)
+if(client_sources)
+  add_executable(inferctl ${client_sources})
+  target_link_libraries(inferctl PRIVATE base proto grpc_core PkgConfig::libedit PkgConfig::jansson inferd_warnings)
+endif()
