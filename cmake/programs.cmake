@@ -3,7 +3,7 @@ file(GLOB server_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/server/*.c)
 list(FILTER server_sources EXCLUDE REGEX "/main\\.c$")
 if(server_sources)
   add_library(server_lib STATIC ${server_sources})
-  target_link_libraries(server_lib PUBLIC engine config kernels base proto grpc_core PkgConfig::microhttpd OpenSSL::Crypto OpenSSL::SSL
+  target_link_libraries(server_lib PUBLIC engine config kernels base proto_bytes proto_descriptors grpc_core PkgConfig::microhttpd OpenSSL::Crypto OpenSSL::SSL
                         PRIVATE inferd_warnings)
   if(EXISTS ${CMAKE_SOURCE_DIR}/server/main.c)
     add_executable(inferd server/main.c)
