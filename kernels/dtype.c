@@ -3,9 +3,9 @@
 #include "base/checked.h"
 
 static const struct {
-    int id;
+    dtype id;
     dtype_info info;
-} table[] = {
+} TYPES[] = {
     {DTYPE_F32, {"F32", 1, 4, true}},
     {DTYPE_F16, {"F16", 1, 2, true}},
     {DTYPE_BF16, {"BF16", 1, 2, true}},
@@ -26,16 +26,16 @@ static const struct {
 };
 
 const dtype_info *dtype_get(int id) {
-    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
-        if (table[i].id == id) return &table[i].info;
+    for (size_t i = 0; i < sizeof TYPES / sizeof TYPES[0]; i++) {
+        if ((int)TYPES[i].id == id) return &TYPES[i].info;
+    }
     return NULL;
 }
 
 size_t dtype_row_bytes(dtype t, int64_t n) {
-    const dtype_info *info = dtype_get((int)t);
-    size_t bytes;
-    if (info == NULL || n <= 0 || n % info->block_elems != 0) return 0;
-    if (!checked_mul_size((size_t)(n / info->block_elems), (size_t)info->block_bytes, &bytes))
-        return 0;
+    const dtype_info *d = dtype_get((int)t);
+    if (d == NULL || n < 0 || n % d->block_elems != 0) return 0;
+    size_t bytes = 0;
+    if (!checked_mul_size((size_t)(n / d->block_elems), (size_t)d->block_bytes, &bytes)) return 0;
     return bytes;
 }
