@@ -39,7 +39,12 @@
 #define LIMIT_STEP_TOKENS            16384 /* engine.max_step_tokens */
 #define LIMIT_KV_BLOCK_TOKENS        32
 #define LIMIT_PREEMPTIONS_BEFORE_PIN 3
-#define LIMIT_PREFILL_SLICE_MS       25 /* a prefill chunk adds about this much to a decode step */
+#define LIMIT_PREFILL_SLICE_MS       25  /* a prefill chunk adds about this much to a decode step */
+#define LIMIT_PREFILL_ALONE_MS       250 /* a step that only prefills takes about this long */
+#define LIMIT_PREFILL_CHUNK_MIN      16  /* tokens; prefill gets them however slow the device */
+#define LIMIT_STEP_BLOCKS            (1 << 20) /* block-table entries in a step */
+#define LIMIT_STEP_BIAS              (1 << 18) /* logit-bias entries in a step */
+#define LIMIT_STEP_SEEN              (1 << 18) /* penalised tokens in a step */
 
 /* Model files: model shape bounds, see engine/gguf.h for the container's own */
 #define LIMIT_LAYERS   512

@@ -33,12 +33,16 @@ typedef struct backend_options {
 
 /* Capacities for reserve(). 0 where allowed means: the backend decides. */
 typedef struct backend_limits {
-    int n_tokens_max;    /* rows in a step */
-    int n_seqs_max;      /* sequences in a step */
-    int n_samples_max;   /* sample rows in a step (>= n_seqs_max; prompt log-probabilities use the
-                            rest) */
-    int kv_block_tokens; /* 16, 32 or 64 */
-    int kv_blocks;       /* 0: as many as memory allows */
+    int n_tokens_max;  /* rows in a step */
+    int n_seqs_max;    /* sequences in a step */
+    int n_samples_max; /* sample rows in a step (>= n_seqs_max; prompt log-probabilities use the
+                          rest) */
+    int n_blocks_max;  /* entries of step.block; 0: n_seqs_max * ceil(context / kv_block_tokens) */
+    int n_bias_max;    /* entries of step.bias in a step */
+    int n_seen_max;    /* entries of step.seen in a step */
+    int n_copies_max;  /* entries of step.copies in a step; 0: n_seqs_max */
+    int kv_block_tokens;    /* 16, 32 or 64 */
+    int kv_blocks;          /* 0: as many as memory allows */
     size_t kv_memory_bytes; /* 0: no limit of its own; else the pool takes at most this */
     int kv_type;            /* a dtype (F32, F16, BF16, I8), or -1: the backend's default */
 } backend_limits;

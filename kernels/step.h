@@ -73,7 +73,7 @@ typedef struct step {
     int32_t *kv_len;      /* [n_seqs], after this step */
     int32_t *block_start; /* [n_seqs + 1] */
     int32_t *block;       /* [n_blocks] */
-    sample_row *sample;   /* [n_samples], ascending row */
+    sample_row *sample;   /* [n_samples], strictly ascending row */
     token_bias *bias;     /* [n_bias] */
     token_seen *seen;     /* [n_seen] */
     block_copy *copies;   /* [n_copies] */
