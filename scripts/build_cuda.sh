@@ -28,6 +28,6 @@ find_nvcc() {
 need_packages $BUILD_PACKAGES g++ python3-venv
 nvcc="$(find_nvcc)"
 echo "nvcc: $nvcc"
-cmake --preset cuda-all -DINFERD_TESTS=OFF -DCMAKE_CUDA_COMPILER="$nvcc" "-DCUDAToolkit_ROOT=${nvcc%/bin/nvcc}" >/dev/null
+cmake --preset cuda-all -DINFERD_TESTS=OFF ${INFERD_CUDA_OPTIONS:-} -DCMAKE_CUDA_COMPILER="$nvcc" "-DCUDAToolkit_ROOT=${nvcc%/bin/nvcc}" >/dev/null
 cmake --build --preset cuda-all -- --quiet inferd
 ls -l build/cuda-all/inferd
