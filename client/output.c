@@ -1,0 +1,62 @@
+#include "client/output.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/utf8.h"
+
+void output_append(output *o, const void *data, size_t bytes) {
+    if (bytes == 0) return;
+    if (o->capacity - o->bytes < bytes) {
+        size_t capacity = o->capacity ? o->capacity : 256;
+        while (capacity - o->bytes < bytes) capacity *= 2;
+        char *grown = realloc(o->data, capacity);
+        if (!grown) abort();
+        o->data = grown;
+        o->capacity = capacity;
+    }
+    memcpy(o->data + o->bytes, data, bytes);
+    o->bytes += bytes;
+}
+
+void output_deinit(output *o) {
+    free(o->data);
+    *o = (output){0};
+}
+
+static bool obeyed_by_terminals(uint32_t cp) {
+    if (cp == '\n' || cp == '\t') return false;
+    return cp < 0x20 || (cp >= 0x7f && cp < 0xa0);
+}
+
+void output_write_terminal(FILE *f, const void *data, size_t bytes, bool terminal) {
+    if (!terminal) {
+        (void)fwrite(data, 1, bytes, f);
+        return;
+    }
+    const char *s = data;
+    for (size_t i = 0; i < bytes;) {
+        uint32_t cp;
+        const size_t n = utf8_decode(s + i, bytes - i, &cp);
+        if (cp == UTF8_BAD || obeyed_by_terminals(cp))
+            fputs("\xef\xbf\xbd", f);
+        else
+            (void)fwrite(s + i, 1, n, f);
+        i += n;
+    }
+}
+
+void output_usage(const Inferd__V1__Usage *u, int reason) {
+    static const char *const reasons[] = {
+        "?", "stop token", "stop string", "max tokens", "context full", "time limit", "aborted"};
+    const double decode_ms = u->total_ms - u->first_token_ms;
+    fprintf(stderr,
+            "-- %s; prompt %u tokens (%u cached), output %u; queue %.0f ms, prefill %.0f ms, first "
+            "token %.0f ms, total %.0f ms",
+            reasons[reason >= 0 && reason < 7 ? reason : 0], u->prompt_tokens, u->cached_tokens,
+            u->completion_tokens, u->queue_ms, u->prefill_ms, u->first_token_ms, u->total_ms);
+    if (u->completion_tokens > 1 && decode_ms > 0)
+        fprintf(stderr, ", %.1f tokens/s", 1000.0 * (u->completion_tokens - 1) / decode_ms);
+    fputc('\n', stderr);
+}
