@@ -91,8 +91,8 @@ size_t attention_plan_bytes(const attention *a);
 size_t attention_workspace_bytes(const attention *a);
 
 /* Plans step s into buffer. n_decode_bucket >= s->n_decode: the decode grid and variant depend on
- * the bucket only, so a captured graph can be replayed with a new plan of the same bucket; pass
- * s->n_decode when nothing is captured. E_INVAL: s is over the limits given to init. */
+ * the bucket only, so a captured graph can be replayed with a new plan of the same bucket. 0: not
+ * captured, the grid fits s. E_INVAL: s is over the limits given to init. */
 status attention_plan_make(const attention *a, const step *s, int n_decode_bucket, void *buffer,
                            attention_plan *p);
 /* Blocks of the decode kernel for a bucket: a bound that every plan of it keeps. */
