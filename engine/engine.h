@@ -40,11 +40,11 @@ enum { STOP_CANCEL = 1, STOP_ABORT = 2 }; /* bits of engine_request.stop */
 
 typedef struct engine_event {
     enum {
-        EVENT_STARTED,  /* once, at first admission: cached_tokens; for Abort while waiting it comes
-                           just before the end */
-        EVENT_PROMPT,   /* prompt log-probability of prompt position i_prompt (ascending), in
-                           `sampled` */
-        EVENT_TOKEN,    /* choice drew a token */
+        EVENT_STARTED, /* once, at first admission: cached_tokens; for Abort while waiting it comes
+                          just before the end */
+        EVENT_PROMPT,  /* prompt log-probability of prompt position i_prompt (ascending, from 1: the
+                          first token has none), in `sampled`; before the first EVENT_TOKEN */
+        EVENT_TOKEN,   /* choice drew a token */
         EVENT_FINISHED, /* choice ended: reason (and token for STOP_TOKEN: the token itself came as
                            EVENT_TOKEN before) */
         EVENT_ENDED     /* exactly once, last; afterwards the engine does not touch the request */
@@ -101,21 +101,24 @@ struct engine_request {
     } priv;
 };
 
-/* After each step, on the engine thread. */
+/* After each step, on the engine thread. n_seqs is 0 when no step ran but events were emitted
+ * between two (cancelled, expired, drained). */
 typedef struct step_report {
     int n_seqs, n_decode_tokens, n_prefill_tokens, n_samples;
     int64_t step_ns; /* begin to results */
 } step_report;
 
 typedef struct engine_options {
-    int max_sequences, max_step_tokens;
+    int max_sequences;      /* 0: 64; at most LIMIT_SEQUENCES */
+    int max_step_tokens;    /* 0: 2048; raised to max_sequences + LIMIT_PREFILL_CHUNK_MIN */
     int kv_blocks;          /* 0: from memory */
     size_t kv_memory_bytes; /* 0: backend's default */
-    int kv_block_tokens;    /* 16, 32, 64 */
+    int kv_block_tokens;    /* 16, 32, 64; 0: LIMIT_KV_BLOCK_TOKENS */
     int kv_type;            /* dtype or -1 */
     bool prefix_cache;
-    int queue_max_requests;    /* waiting requests */
-    uint64_t queue_max_tokens; /* waiting prompt tokens */
+    int queue_max_requests;    /* waiting requests; 0: 1024 */
+    uint64_t queue_max_tokens; /* waiting prompt tokens; 0: 1048576. One prompt larger than this is
+                                  taken when no other waits */
     const int32_t *eog_ids;    /* [n_eog_ids] copied */
     int n_eog_ids;
     void (*on_step)(void *ctx,
@@ -152,8 +155,9 @@ int engine_context_length(const engine *e);
 BASE_MUST_USE status engine_start(engine *e, error *err);
 
 /* E_FULL: queue_max_requests or queue_max_tokens; E_TOO_LARGE: prompt + max_tokens (or one block)
- * exceeds the whole KV pool; E_STATE: stopping; E_DEVICE: after a fault. On any of these the
- * request is untouched and stays the caller's. */
+ * exceeds the whole KV pool; E_STATE: stopping; E_DEVICE: after a fault; E_INTERNAL: out of host
+ * memory for this request; E_INVAL: a field outside the contract above (token id, count, range). On
+ * any of these the request is untouched and stays the caller's. */
 BASE_MUST_USE status engine_submit(engine *e, engine_request *r);
 /* After setting stop, choices_done, or clearing paused. Cheap. */
 void engine_wake(engine *e);

@@ -1,0 +1,100 @@
+/* The scheduler: a pure state machine over sequences. Time comes in as an argument, results as an
+ * array, requests as groups; out come plans and events. No device, clock, lock or malloc, so it
+ * runs as it is in simulation.
+ *
+ *   add -> WAITING --admit--> RUNNING --commit--> DONE -> retired (the owner frees the group)
+ *             ^---- preempt ----'
+ *
+ * Invariants
+ *  1. Waiting order: priority, then preempted before new, then deadline class, then arrival.
+ *  2. Running order: the oldest of all, then priority, then arrival. Blocks are given in that
+ *     order; a sequence may only push out later ones. The oldest never yields.
+ *  3. A sequence without a row's block keeps what it has and sits the step out.
+ *  4. After LIMIT_PREEMPTIONS_BEFORE_PIN preemptions it comes back only when all it may still need
+ *     can be set aside, and then runs to its end.
+ *  5. A request whose reader is slow (paused) gets no rows, and yields its place and blocks to
+ *     whoever needs them.
+ *  6. Nothing of a sequence with rows in flight is given away.
+ *  7. Blocks are published to the prefix cache only after a finite logits row has attended to them.
+ *
+ * Thread: engine. Callbacks (on_event) run inside these functions. */
+#ifndef INFERD_ENGINE_SCHED_H
+#define INFERD_ENGINE_SCHED_H
+
+#include "engine/plan.h"
+
+typedef struct sched_counters {
+    uint64_t prompt_tokens, generated_tokens, cached_prompt_tokens, preemptions;
+    uint64_t finished, cancelled, failed;
+} sched_counters;
+
+typedef struct sched {
+    kv_pool *kv; /* borrowed */
+    int max_sequences, max_step_tokens;
+
+    sequence **running; /* owned [max_sequences], in running order when sorted */
+    int n_running;
+    bool sorted;
+    sequence waiting;  /* list head */
+    seq_group live;    /* list head: not ended */
+    seq_group retired; /* list head: ended and nothing in flight; the owner frees them */
+    uint64_t n_arrived;
+
+    int n_reserved;          /* blocks set aside for pinned sequences */
+    const sequence *refused; /* the waiting one that did not fit, when no more was free than */
+    int refused_spare;
+    int i_first_decode; /* where the next step's decodes start, when not all fitted the last */
+
+    int64_t next_check_ns; /* earliest deadline or time limit of the live */
+    int64_t prefill_ns;    /* measured, a token; 0: not yet */
+    int64_t decode_ns;     /* measured, a step without prefill; 0: not yet */
+
+    int n_live, n_groups_waiting;
+    uint64_t waiting_tokens;
+    int n_events; /* emitted since the owner last set it to 0 */
+    sched_counters counters;
+} sched;
+
+/* Takes no ownership of kv. E_NOMEM. */
+BASE_MUST_USE status sched_init(sched *s, kv_pool *kv, int max_sequences, int max_step_tokens);
+/* Everything must have ended and been freed. */
+void sched_deinit(sched *s);
+
+/* Takes g: it is on the retired list when its time is over. */
+void sched_add(sched *s, seq_group *g);
+
+/* Ends what was stopped, has expired, or whose text side is done. Cheap enough for once a step, but
+ * only needed when something was flagged or next_check_ns has come. */
+void sched_sweep(sched *s, int64_t now_ns);
+
+/* Plans the next step while n_in_flight older ones are unread. Returns its number of sequences; 0:
+ * nothing can be planned now. */
+int sched_plan(sched *s, plan *p, int n_in_flight, int64_t now_ns);
+
+/* Takes the results of the oldest plan in flight; result[p->step.n_samples]. step_ns: what it cost.
+ */
+void sched_commit(sched *s, plan *p, const sampled *result, int64_t step_ns, int64_t now_ns);
+
+/* Ends every live request. */
+void sched_end_all(sched *s, engine_end end);
+
+/* A group that has been retired, or NULL. */
+seq_group *sched_take_retired(sched *s);
+
+/* True: some request is neither paused nor waiting for a step in flight. */
+bool sched_has_work(const sched *s);
+
+/* Shared by the scheduler's files. */
+bool seq_paused(const sequence *q);
+void sched_start(sched *s, sequence *q, int64_t now_ns);
+void sched_preempt(sched *s, sequence *q, bool own_fault);
+void sched_release(sched *s, sequence *q);
+void sched_emit(sched *s, seq_group *g, const engine_event *event);
+void sched_finish(sched *s, sequence *q, finish_reason reason);
+void sched_end(sched *s, seq_group *g, engine_end end);
+void sched_unlink_done(sched *s, seq_group *g);
+void sched_enqueue(sched *s, sequence *q);
+void sched_dequeue(sequence *q);
+/* The part of sched_plan that moves waiting sequences to running. */
+void sched_admit(sched *s, int64_t now_ns);
+#endif

@@ -1,0 +1,53 @@
+/* A caller of the engine: one request, what came of it, and the checks that every stream of events
+ * must pass (STARTED first, nothing after a choice's FINISHED, ENDED once and last). */
+#ifndef INFERD_TESTS_ENGINE_FAKE_CLIENT_H
+#define INFERD_TESTS_ENGINE_FAKE_CLIENT_H
+
+#include <pthread.h>
+
+#include "engine/engine.h"
+
+enum { CLIENT_TOKENS_MAX = 1024 };
+
+typedef struct client_output {
+    int n;
+    int32_t token[CLIENT_TOKENS_MAX];
+    float logprob[CLIENT_TOKENS_MAX];
+    finish_reason reason; /* FINISH_NONE: not finished */
+    int32_t stop_token;
+} client_output;
+
+typedef struct client {
+    engine_request request;
+    int32_t prompt[CLIENT_TOKENS_MAX];
+    client_output out[LIMIT_CHOICES];
+    int n_prompt_scores;
+    float prompt_score[CLIENT_TOKENS_MAX];
+    bool started;
+    int cached_tokens, preemptions;
+    engine_end end;
+    request_phase phase;
+    /* Called on the engine thread after the event was noted; may be NULL. */
+    void (*hook)(struct client *c, const engine_event *e);
+    int hook_arg;
+
+    pthread_mutex_t lock; /* guards ended */
+    pthread_cond_t changed;
+    bool ended;
+} client;
+
+/* A greedy request for max_tokens after n_prompt pseudo-random tokens of seed. */
+void client_init(client *c, int n_prompt, int max_tokens, unsigned seed);
+void client_deinit(client *c);
+/* Until ENDED; false after 60 s. */
+bool client_wait(client *c);
+bool client_ended(client *c);
+/* Forgets the outcome, so that the request can be submitted once more. */
+void client_reset(client *c);
+
+/* A fake backend in an engine that is started; never NULL. */
+struct fake_options;
+engine *client_engine(const struct fake_options *f, const engine_options *o, int context_length);
+/* Waits until no request lives, then: every block is free. */
+bool client_engine_idle(engine *e);
+#endif
