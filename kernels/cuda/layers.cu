@@ -1,0 +1,213 @@
+/* The operations of a layer on the rows of the step: which kernel, which buffers. The kernels are
+ * chosen by the number of rows:
+ *   deterministic, or no better one: gemm_mma (a row's bits do not depend on the others)
+ *   more than LT_ROWS: cuBLASLt on halves, from the resident copy or expanded into scratch */
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device.cuh"
+
+namespace {
+
+enum { LT_ROWS = 128 };
+
+bool use_lt(const cuda_backend *b, const cuda_matrix *m, int n_rows) {
+    return b->lt != nullptr && !b->options.deterministic && n_rows > LT_ROWS && m->n_in % 8 == 0;
+}
+
+/* y (+)= W x through cuBLASLt; without a resident copy a slice of W at a time goes through w16. */
+status lt_linear(cuda_backend *b, const cuda_matrix *m, lt_args a) {
+    a.ldw = a.n_in = m->n_in;
+    if (m->plain != nullptr) {
+        a.w = m->plain;
+        a.n_out = m->n_out;
+        return lt_matmul(b->lt, &a, b->stream);
+    }
+    const int fit = (int)(b->w16_halves / ((size_t)TILE_ROWS * (size_t)m->n_in));
+    void *const y = a.y;
+    for (int tile = 0; tile < m->n_tiles; tile += fit) {
+        cuda_matrix part = *m;
+        part.n_tiles = m->n_tiles - tile < fit ? m->n_tiles - tile : fit;
+        part.chunks += (size_t)tile * weight_tile_bytes(m->format, m->n_in);
+        part.row_scale += (size_t)tile * TILE_ROWS;
+        status s = cuda_expand(&part, b->w16, b->stream);
+        if (s != OK) return s;
+        const int from = tile * TILE_ROWS, left = m->n_out - from;
+        lt_args p = a;
+        p.w = b->w16;
+        p.n_out = left < part.n_tiles * TILE_ROWS ? left : part.n_tiles * TILE_ROWS;
+        p.y = a.half_out ? (void *)((uint16_t *)y + from) : (void *)((float *)y + from);
+        if (a.bias != nullptr) p.bias = a.bias + from;
+        s = lt_matmul(b->lt, &p, b->stream);
+        if (s != OK) return s;
+    }
+    return OK;
+}
+
+/* y = W x (+ bias), or y += W x (+ bias). */
+status linear(cuda_backend *b, const cuda_matrix *m, const uint16_t *x, int ldx, int n_rows,
+              float *y, int ldy, const float *bias, bool add) {
+    if (use_lt(b, m, n_rows)) {
+        lt_args a = {};
+        a.x = x;
+        a.ldx = ldx;
+        a.y = y;
+        a.ldy = ldy;
+        a.bias = bias;
+        a.n_rows = n_rows;
+        a.add = add;
+        /* row scales are in the half copy, but down's undo of the activations' 2^-3 is, too */
+        a.alpha = 1.0f;
+        return lt_linear(b, m, a);
+    }
+    linear_args a = {};
+    a.x = x;
+    a.ldx = ldx;
+    a.n_rows = n_rows;
+    a.output = add ? LINEAR_ADD : LINEAR_STORE;
+    a.y = y;
+    a.ldy = ldy;
+    a.bias = bias;
+    a.pdl = b->pdl;
+    return cuda_linear_mma(m, &a, b->stream);
+}
+
+status norm(cuda_backend *b, const float *w, const int32_t *rows, int n_rows, uint16_t *y) {
+    norm_args a = {};
+    a.x = b->x;
+    a.rows = rows;
+    a.w = w;
+    a.n_rows = n_rows;
+    a.dim = b->shape.n_embd;
+    a.eps = b->shape.norm_eps;
+    a.y = y;
+    a.ldy = b->shape.n_embd;
+    a.pdl = b->pdl;
+    return cuda_rms_norm(&a, b->stream);
+}
+
+uint8_t *kv_layer(cuda_backend *b, int layer) {
+    return b->kv + (size_t)layer * ((size_t)b->kv_blocks + 1) * b->attn.kv.block_bytes;
+}
+
+/* gate and up of rows [row0, row0 + n_rows) into b->gate_up, then SwiGLU into b->act. */
+status gate_up_slice(cuda_backend *b, const cuda_layer *y, int row0, int n_rows) {
+    const cuda_shape *sh = &b->shape;
+    const uint16_t *x = b->xn + (size_t)row0 * (size_t)sh->n_embd;
+    swiglu_args g = {};
+    g.gu = b->gate_up;
+    g.interleaved = y->n_gate_up == 1;
+    g.n_rows = n_rows;
+    g.n_ff = sh->n_ff;
+    g.h = b->act + (size_t)row0 * (size_t)sh->n_ff;
+    g.ld_half = sh->n_ff;
+    g.pdl = b->pdl;
+    g.half_in =
+        use_lt(b, &y->gate_up[0], n_rows) && use_lt(b, &y->gate_up[y->n_gate_up - 1], n_rows);
+    status s = OK;
+    for (int i = 0; i < y->n_gate_up && s == OK; i++) {
+        const int column = i * sh->n_ff, ldy = 2 * sh->n_ff;
+        if (g.half_in) {
+            lt_args a = {};
+            a.x = x;
+            a.ldx = sh->n_embd;
+            a.y = (uint16_t *)b->gate_up + column;
+            a.ldy = ldy;
+            a.n_rows = n_rows;
+            a.alpha = ACT_HALF_SCALE;
+            a.half_out = true;
+            s = lt_linear(b, &y->gate_up[i], a);
+        } else {
+            s = linear(b, &y->gate_up[i], x, sh->n_embd, n_rows, (float *)b->gate_up + column, ldy,
+                       nullptr, false);
+        }
+    }
+    return s == OK ? cuda_swiglu(&g, b->stream) : s;
+}
+
+} // namespace
+
+status cuda_op_embed(cuda_backend *b) {
+    embed_args a = {};
+    a.token = b->dev.token;
+    a.previous = b->previous;
+    a.table = b->embd;
+    a.type = b->embd_type;
+    a.n_rows = b->n_rows;
+    a.n_embd = b->shape.n_embd;
+    a.n_vocab = b->shape.n_vocab;
+    a.x = b->x;
+    a.x_half = b->x_half;
+    a.ld_half = b->shape.n_embd;
+    a.pdl = b->pdl;
+    return cuda_embed(&a, b->stream);
+}
+
+status cuda_op_qkv(cuda_backend *b, int layer) {
+    const cuda_shape *sh = &b->shape;
+    const cuda_layer *y = &b->layers[layer];
+    status s = norm(b, y->attn_norm, nullptr, b->n_rows, b->xn);
+    for (int i = 0; i < y->n_qkv && s == OK; i++) {
+        s = linear(b, &y->qkv[i], b->xn, sh->n_embd, b->n_rows, b->qkv + y->qkv_column[i],
+                   sh->n_qkv_out, y->qkv_bias != nullptr ? y->qkv_bias + y->qkv_column[i] : nullptr,
+                   false);
+    }
+    if (s != OK) return s;
+    rope_append_args a = {};
+    a.qkv = b->qkv;
+    a.qkv_type = DTYPE_F32;
+    a.q_norm = y->q_norm;
+    a.k_norm = y->k_norm;
+    a.norm_eps = sh->norm_eps;
+    a.n_rot = sh->n_rot;
+    a.neox = false; /* load.cu has reordered the rows */
+    a.q = b->q;
+    a.kv_layer = kv_layer(b, layer);
+    a.step = &b->step_dev;
+    a.n_tokens = b->n_rows;
+    a.pdl = b->pdl;
+    return cuda_rope_append(&b->attn, &a, b->stream);
+}
+
+status cuda_op_attention(cuda_backend *b, int layer) {
+    attention_args a = {};
+    a.q = b->q;
+    a.kv_layer = kv_layer(b, layer);
+    a.out = b->att;
+    a.out_type = DTYPE_F16;
+    a.step = &b->step_dev;
+    a.n_tokens = b->n_rows;
+    a.plan = b->dev.attention_plan;
+    a.workspace = b->attn_work;
+    a.pdl = b->pdl;
+    return cuda_attention(&b->attn, &b->plan, &a, b->stream);
+}
+
+status cuda_op_attn_output(cuda_backend *b, int layer) {
+    const cuda_layer *y = &b->layers[layer];
+    return linear(b, &y->o, b->att, b->shape.n_heads * b->shape.head_dim, b->n_rows, b->x,
+                  b->shape.n_embd, y->o_bias, true);
+}
+
+status cuda_op_gate_up(cuda_backend *b, int layer) {
+    const cuda_layer *y = &b->layers[layer];
+    status s = norm(b, y->ffn_norm, nullptr, b->n_rows, b->xn);
+    for (int row = 0; row < b->n_rows && s == OK; row += GLU_ROWS_MAX) {
+        const int left = b->n_rows - row;
+        s = gate_up_slice(b, y, row, left < GLU_ROWS_MAX ? left : GLU_ROWS_MAX);
+    }
+    return s;
+}
+
+status cuda_op_down(cuda_backend *b, int layer) {
+    const cuda_layer *y = &b->layers[layer];
+    return linear(b, &y->down, b->act, b->shape.n_ff, b->n_rows, b->x, b->shape.n_embd, nullptr,
+                  true);
+}
+
+status cuda_op_head(cuda_backend *b) {
+    if (b->n_head_rows == 0) return OK;
+    const int32_t *rows = b->head_is_rows ? nullptr : b->dev.sample_rows;
+    const status s = norm(b, b->output_norm, rows, b->n_head_rows, b->head_x);
+    if (s != OK) return s;
+    return linear(b, &b->head, b->head_x, b->shape.n_embd, b->n_head_rows, b->logits,
+                  b->logits_stride, b->head_bias, false);
+}
