@@ -28,6 +28,10 @@ file(GLOB conformance_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/confor
 if(conformance_sources)
   add_executable(conformance ${conformance_sources})
   target_link_libraries(conformance PRIVATE engine kernels base PkgConfig::jansson inferd_warnings)
+  target_compile_definitions(conformance PRIVATE TEST_ROOT="${CMAKE_SOURCE_DIR}")
+  # Fewer draws than the program's own default: the sanitized builds run this too.
+  add_test(NAME conformance COMMAND conformance --quiet --draws 20000)
+  set_tests_properties(conformance PROPERTIES TIMEOUT 1200)
 endif()
 file(GLOB bench_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/bench/bench_*.c)
 foreach(source ${bench_sources})

@@ -1,0 +1,160 @@
+#include "report.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum outcome { PASSED, FAILED, SKIPPED } outcome;
+
+typedef struct row {
+    char suite[16], name[64], what[32], note[256];
+    double worst, limit;
+    outcome outcome;
+} row;
+
+struct report {
+    row *rows;
+    size_t n, capacity;
+    size_t n_of[3];
+    bool quiet;
+};
+
+static const char *const outcome_names[] = {"pass", "FAIL", "SKIP"};
+
+report *report_open(bool quiet) {
+    report *r = calloc(1, sizeof *r);
+    if (r != NULL) r->quiet = quiet;
+    return r;
+}
+
+void report_close(report *r) {
+    if (r == NULL) return;
+    free(r->rows);
+    free(r);
+}
+
+static void print_row(const row *w) {
+    if (w->outcome == PASSED || w->what[0] != '\0')
+        printf("%-4s %-9s %-28s %-18s %12.4g <= %-10.4g %s\n", outcome_names[w->outcome], w->suite,
+               w->name, w->what, w->worst, w->limit, w->note);
+    else
+        printf("%-4s %-9s %-28s %s\n", outcome_names[w->outcome], w->suite, w->name, w->note);
+    fflush(stdout);
+}
+
+static row *add(report *r, outcome o, const char *suite, const char *name) {
+    if (r->n == r->capacity) {
+        r->capacity = r->capacity == 0 ? 256 : r->capacity * 2;
+        row *rows = realloc(r->rows, r->capacity * sizeof *rows);
+        if (rows == NULL) abort(); /* a test program: nothing to save */
+        r->rows = rows;
+    }
+    row *w = &r->rows[r->n++];
+    *w = (row){.outcome = o};
+    (void)snprintf(w->suite, sizeof w->suite, "%s", suite);
+    (void)snprintf(w->name, sizeof w->name, "%s", name);
+    r->n_of[o]++;
+    return w;
+}
+
+__attribute__((format(printf, 2, 0))) static void note(row *w, const char *format, va_list args) {
+    (void)vsnprintf(w->note, sizeof w->note, format, args);
+}
+
+void report_measure(report *r, const char *suite, const char *name, const char *what, double worst,
+                    double limit, const char *format, ...) {
+    const bool pass = worst <= limit; /* false for NaN */
+    row *w = add(r, pass ? PASSED : FAILED, suite, name);
+    va_list args;
+    (void)snprintf(w->what, sizeof w->what, "%s", what);
+    w->worst = worst;
+    w->limit = limit;
+    va_start(args, format);
+    note(w, format, args);
+    va_end(args);
+    if (!pass || !r->quiet) print_row(w);
+}
+
+void report_fail(report *r, const char *suite, const char *name, const char *why, ...) {
+    row *w = add(r, FAILED, suite, name);
+    va_list args;
+    va_start(args, why);
+    note(w, why, args);
+    va_end(args);
+    print_row(w);
+}
+
+void report_skip(report *r, const char *suite, const char *name, const char *why, ...) {
+    row *w = add(r, SKIPPED, suite, name);
+    va_list args;
+    va_start(args, why);
+    note(w, why, args);
+    va_end(args);
+    print_row(w);
+}
+
+int report_summary(const report *r) {
+    printf("%zu passed, %zu failed, %zu skipped\n", r->n_of[PASSED], r->n_of[FAILED],
+           r->n_of[SKIPPED]);
+    return r->n_of[FAILED] > 0 || r->n == 0 ? 1 : 0;
+}
+
+static bool write_json(const report *r, FILE *f) {
+    json_t *rows = json_array();
+    for (size_t i = 0; i < r->n; i++) {
+        const row *w = &r->rows[i];
+        json_t *o =
+            json_pack("{s:s, s:s, s:s, s:s, s:s}", "suite", w->suite, "case", w->name, "quantity",
+                      w->what, "outcome", outcome_names[w->outcome], "note", w->note);
+        if (w->what[0] != '\0' && isfinite(w->worst)) {
+            json_object_set_new(o, "worst", json_real(w->worst));
+            json_object_set_new(o, "limit", json_real(w->limit));
+        }
+        json_array_append_new(rows, o);
+    }
+    const bool ok = json_dumpf(rows, f, JSON_INDENT(1)) == 0;
+    json_decref(rows);
+    return ok;
+}
+
+static bool same_case(const row *a, const row *b) {
+    return strcmp(a->suite, b->suite) == 0 && strcmp(a->name, b->name) == 0;
+}
+
+/* One Markdown table a suite; a case's quantities are columns. */
+static void write_markdown(const report *r, FILE *f, const char *title) {
+    fprintf(f,
+            "### %s\n\n%zu passed, %zu failed, %zu skipped. Each number is the worst measured, "
+            "with the limit in brackets.\n",
+            title, r->n_of[PASSED], r->n_of[FAILED], r->n_of[SKIPPED]);
+    const row *previous = NULL;
+    for (size_t i = 0; i < r->n; i++) {
+        const row *w = &r->rows[i];
+        if (previous == NULL || strcmp(previous->suite, w->suite) != 0)
+            fprintf(f, "\n**%s**\n\n| case | |\n|---|---|", w->suite);
+        if (previous == NULL || !same_case(previous, w))
+            fprintf(f, "\n| %s | ", w->name);
+        else
+            fprintf(f, "; ");
+        if (w->outcome != PASSED) fprintf(f, "**%s** ", outcome_names[w->outcome]);
+        if (w->what[0] != '\0') fprintf(f, "%s %.2g (%.2g)", w->what, w->worst, w->limit);
+        if (w->note[0] != '\0') fprintf(f, "%s%s", w->what[0] != '\0' ? ", " : "", w->note);
+        previous = w;
+    }
+    fprintf(f, "\n");
+}
+
+bool report_write(const report *r, const char *path, const char *title) {
+    const size_t len = strlen(path);
+    bool ok = true;
+    FILE *f = fopen(path, "w");
+    if (f == NULL) return false;
+    if (len > 3 && strcmp(path + len - 3, ".md") == 0)
+        write_markdown(r, f, title);
+    else
+        ok = write_json(r, f);
+    return (fclose(f) == 0) && ok;
+}
