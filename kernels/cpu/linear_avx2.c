@@ -1,0 +1,255 @@
+/* y = W x for quantised weights with AVX2. Byte dot products (vpmaddubsw) saturate and would need
+ * both byte planes; vpmaddwd on 16-bit words takes the whole activation at once and is exact. Of 32
+ * code bytes (4 inputs of 8 rows), the even ones are masked and the odd ones shifted to words:
+ *
+ *   bytes  a b c d a b c d ...   even words (a c), odd words (b d), each 8 rows in int32 lanes
+ *
+ * so a vector of codes costs two vpmaddwd and two additions a token. A panel is done as two halves
+ * of 8 rows, which leaves registers for tiles of 4 tokens. */
+#include "kernels/cpu/kernels_isa.h"
+#include "kernels/cpu/vec_avx2.h"
+
+#define LINEAR_FLOAT_TILE 4
+#include "kernels/cpu/linear_float_body.h"
+
+enum { TILE_MAX = 4 };
+
+VEC_INLINE __m256i load_codes(const uint8_t *c, int i, int half) {
+    return _mm256_loadu_si256((const __m256i *)(c + 64 * i + 32 * half));
+}
+
+VEC_INLINE __m256i bits(__m256i v, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srli_epi16(v, shift), _mm256_set1_epi8((char)mask));
+}
+
+/* Vector j (0..7) of a block's codes, 8 rows of it; layouts in pack.h. */
+VEC_INLINE __m256i unpack(pack_codes codes, const uint8_t *table, const uint8_t *c, int j,
+                          int half) {
+    if (codes == CODES_8) return load_codes(c, j, half);
+    if (codes == CODES_2 || codes == CODES_3) {
+        const __m256i low = bits(load_codes(c, j / 4, half), 2 * (j % 4), 3);
+        if (codes == CODES_2) return low;
+        return _mm256_or_si256(low, _mm256_slli_epi16(bits(load_codes(c, 2, half), j, 1), 2));
+    }
+    const __m256i low = bits(load_codes(c, j % 4, half), 4 * (j / 4), 15);
+    if (codes == CODES_4_TABLE)
+        return _mm256_shuffle_epi8(
+            _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), low);
+    if (codes == CODES_5)
+        return _mm256_or_si256(low, _mm256_slli_epi16(bits(load_codes(c, 4, half), j, 1), 4));
+    if (codes == CODES_6)
+        return _mm256_or_si256(
+            low, _mm256_slli_epi16(bits(load_codes(c, 4 + j / 4, half), 2 * (j % 4), 3), 4));
+    return low;
+}
+
+typedef struct block_scales {
+    __m256 d[2], m[2];
+} block_scales;
+
+VEC_INLINE __m256 half_floats(const uint8_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+VEC_INLINE __m256 signed_bytes(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+VEC_INLINE __m256 low_bytes(__m128i b) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b));
+}
+
+VEC_INLINE block_scales load_scales(pack_scales kind, const uint8_t *h, const uint8_t *s,
+                                    int half) {
+    block_scales o;
+    o.d[0] = o.d[1] = o.m[0] = o.m[1] = _mm256_setzero_ps();
+    const __m128i nibble = _mm_set1_epi8(15);
+    h += 16 * half; /* 8 halves */
+    const uint8_t *words = s + 16 * half, *bytes = s + 8 * half;
+    switch (kind) {
+    case SCALES_F16:
+        o.d[0] = half_floats(words);
+        break;
+    case SCALES_F16_MIN:
+        o.d[0] = half_floats(words);
+        o.m[0] = half_floats(words + 32);
+        break;
+    case SCALES_BF16:
+        o.d[0] = bf16_half(words);
+        break;
+    case SCALES_K32:
+        o.d[0] = _mm256_mul_ps(half_floats(h), signed_bytes(bytes));
+        break;
+    case SCALES_K32_MIN:
+        o.d[0] = _mm256_mul_ps(half_floats(h), low_bytes(_mm_loadl_epi64((const __m128i *)bytes)));
+        o.m[0] = _mm256_mul_ps(half_floats(h + 32),
+                               low_bytes(_mm_loadl_epi64((const __m128i *)(bytes + 16))));
+        break;
+    case SCALES_K16:
+        for (int i = 0; i < 2; i++)
+            o.d[i] = _mm256_mul_ps(half_floats(h), signed_bytes(bytes + 16 * i));
+        break;
+    case SCALES_K16_MIN:
+        for (int i = 0; i < 2; i++) {
+            const __m128i b = _mm_loadl_epi64((const __m128i *)(bytes + 16 * i));
+            o.d[i] = _mm256_mul_ps(half_floats(h), low_bytes(_mm_and_si128(b, nibble)));
+            o.m[i] = _mm256_mul_ps(half_floats(h + 32),
+                                   low_bytes(_mm_and_si128(_mm_srli_epi16(b, 4), nibble)));
+        }
+        break;
+    case SCALES_NONE:
+        break;
+    }
+    return o;
+}
+
+VEC_INLINE __m256i words(const uint8_t *q) {
+    int32_t v;
+    memcpy(&v, q, sizeof v);
+    return _mm256_set1_epi32(v);
+}
+
+/* sum[t] of vectors j0 .. j1: codes * activations, minus zero * (sum of the activations). */
+VEC_INLINE void dots(pack_codes codes, int zero, const uint8_t *table, const uint8_t *c, int half,
+                     int j0, int j1, const uint8_t *q, size_t q_stride, const int32_t *sum_x,
+                     size_t sum_stride, int n_t, __m256i *sum) {
+    for (int t = 0; t < n_t; t++)
+        sum[t] = zero != 0 ? _mm256_set1_epi32(-zero * sum_x[(size_t)t * sum_stride])
+                           : _mm256_setzero_si256();
+    for (int j = j0; j < j1; j++) {
+        const __m256i v = unpack(codes, table, c, j, half);
+        const __m256i even = _mm256_and_si256(v, _mm256_set1_epi16(255));
+        const __m256i odd = _mm256_srli_epi16(v, 8);
+        for (int t = 0; t < n_t; t++) {
+            const uint8_t *x = q + (size_t)t * q_stride + 8 * j;
+            sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(even, words(x)));
+            sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(odd, words(x + 4)));
+        }
+    }
+}
+
+VEC_INLINE __m256 scaled(__m256 scale, float d, __m256i sum, __m256 acc) {
+    return _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(d)), _mm256_cvtepi32_ps(sum), acc);
+}
+
+/* 8 rows of a panel for n_t tokens: the order of linear_portable.c:add_block. */
+VEC_INLINE void half_tile(pack_codes codes, pack_scales kind, int zero, const pack *w, const act *a,
+                          const uint8_t *panel, int half, int t0, int n_t,
+                          float out[TILE_MAX][PACK_ROWS]) {
+    enum { META_INTS = sizeof(act_meta) / sizeof(int32_t) };
+    const bool halves = kind == SCALES_K16 || kind == SCALES_K16_MIN;
+    const bool mins = kind == SCALES_F16_MIN || kind == SCALES_K32_MIN || kind == SCALES_K16_MIN;
+    const size_t stride = (size_t)a->n_blocks;
+    const uint8_t *table = w->format->table;
+    __m256 acc[TILE_MAX];
+    for (int t = 0; t < n_t; t++) acc[t] = _mm256_setzero_ps();
+    for (int b = 0; b < w->n_blocks; b++) {
+        const uint8_t *c = panel + w->codes_at + (size_t)b * (size_t)w->format->code_bytes;
+        const uint8_t *q = a->q + ((size_t)t0 * stride + (size_t)b) * ACT_BLOCK_BYTES;
+        const act_meta *m = a->meta + (size_t)t0 * stride + b;
+        const block_scales s =
+            load_scales(kind, pack_header_at(w, panel, b), pack_block_scales_at(w, panel, b), half);
+        __m256i sum[TILE_MAX];
+        for (int i = 0; i < (halves ? 2 : 1); i++) {
+            dots(codes, zero, table, c, half, 4 * i, halves ? 4 * i + 4 : 8, q,
+                 stride * ACT_BLOCK_BYTES, halves ? &m->sum16[i] : &m->sum, stride * META_INTS, n_t,
+                 sum);
+            for (int t = 0; t < n_t; t++)
+                acc[t] = scaled(s.d[i], m[(size_t)t * stride].d, sum[t], acc[t]);
+        }
+        for (int t = 0; t < n_t && mins; t++) {
+            const act_meta *mt = m + (size_t)t * stride;
+            if (halves) {
+                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(mt->s16[0]), acc[t]);
+                acc[t] = _mm256_fmadd_ps(s.m[1], _mm256_set1_ps(mt->s16[1]), acc[t]);
+            } else {
+                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(mt->s), acc[t]);
+            }
+        }
+    }
+    for (int t = 0; t < n_t; t++) _mm256_storeu_ps(out[t] + 8 * half, acc[t]);
+}
+
+VEC_INLINE void code_panel(pack_codes codes, pack_scales scales, int zero, const pack *w,
+                           const act *a, int i_panel, int t0, int n_t, const linear_out *o) {
+    const uint8_t *panel = w->data + (size_t)i_panel * w->panel_bytes;
+    float out[TILE_MAX][PACK_ROWS];
+    for (int t = 0; t < n_t;) {
+        const int n = n_t - t >= TILE_MAX ? TILE_MAX : 1;
+        for (int half = 0; half < 2; half++) {
+            if (n == TILE_MAX) {
+                half_tile(codes, scales, zero, w, a, panel, half, t0 + t, TILE_MAX, out);
+            } else {
+                half_tile(codes, scales, zero, w, a, panel, half, t0 + t, 1, out);
+            }
+        }
+        for (int i = 0; i < n; i++) store_panel(vf_load(out[i]), o, t + i);
+        t += n;
+    }
+}
+
+/* One function a weight type, so that the compiler sees its constants. */
+#define FORMAT(name, codes, scales, zero)                                                          \
+    static void name(const pack *w, const act *a, int i_panel, int t0, int n_t,                    \
+                     const linear_out *o) {                                                        \
+        code_panel(codes, scales, zero, w, a, i_panel, t0, n_t, o);                                \
+    }
+FORMAT(q4_0, CODES_4, SCALES_F16, 8)
+FORMAT(q4_1, CODES_4, SCALES_F16_MIN, 0)
+FORMAT(q5_0, CODES_5, SCALES_F16, 16)
+FORMAT(q5_1, CODES_5, SCALES_F16_MIN, 0)
+FORMAT(q8_0, CODES_8, SCALES_F16, 128)
+FORMAT(q2_k, CODES_2, SCALES_K16_MIN, 0)
+FORMAT(q3_k, CODES_3, SCALES_K16, 4)
+FORMAT(q4_k, CODES_4, SCALES_K32_MIN, 0)
+FORMAT(q5_k, CODES_5, SCALES_K32_MIN, 0)
+FORMAT(q6_k, CODES_6, SCALES_K16, 32)
+FORMAT(iq4_nl, CODES_4_TABLE, SCALES_F16, 128)
+FORMAT(iq4_xs, CODES_4_TABLE, SCALES_K32, 128)
+FORMAT(mxfp4, CODES_4_TABLE, SCALES_BF16, 12)
+#undef FORMAT
+
+void linear_avx2(const pack *w, const act *a, int i_panel, int t0, int n_t, const linear_out *o) {
+    switch (w->format->type) {
+    case DTYPE_Q4_0:
+        q4_0(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_Q4_1:
+        q4_1(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_Q5_0:
+        q5_0(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_Q5_1:
+        q5_1(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_Q8_0:
+        q8_0(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_Q2_K:
+        q2_k(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_Q3_K:
+        q3_k(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_Q4_K:
+        q4_k(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_Q5_K:
+        q5_k(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_Q6_K:
+        q6_k(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_IQ4_NL:
+        iq4_nl(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_IQ4_XS:
+        iq4_xs(w, a, i_panel, t0, n_t, o);
+        break;
+    case DTYPE_MXFP4:
+        mxfp4(w, a, i_panel, t0, n_t, o);
+        break;
+    default:
+        linear_float(w, a, i_panel, t0, n_t, o);
+        break;
+    }
+}

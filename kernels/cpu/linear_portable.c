@@ -1,0 +1,71 @@
+/* y = W x for quantised weights, in plain C: the definition that the SIMD files must equal bit for
+ * bit. For each block of 32 inputs, in order: the integer dot product (exact), scaled by the
+ * weight's and the activation's scale, then the minimum times the activation's sum. */
+#include "kernels/cpu/kernels_isa.h"
+#include "kernels/cpu/vec_portable.h"
+
+#define LINEAR_FLOAT_TILE 2
+#include "kernels/cpu/linear_float_body.h"
+
+static int32_t dot16(const int16_t *code, const int16_t *x) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += (int32_t)code[i] * x[i];
+    return sum;
+}
+
+/* Adds one block's share of one output to acc. */
+static float add_block(const pack_format *f, const int16_t *code, const pack_scale *s,
+                       const int16_t *x, const act_meta *m, float acc) {
+    const int32_t d0 = dot16(code, x), d1 = dot16(code + 16, x + 16);
+    switch (f->scales) {
+    case SCALES_K16:
+    case SCALES_K16_MIN:
+        acc = fmaf(s->d[0] * m->d, (float)d0, acc);
+        acc = fmaf(s->d[1] * m->d, (float)d1, acc);
+        if (f->scales == SCALES_K16) return acc;
+        acc = fmaf(s->m[0], m->s16[0], acc);
+        return fmaf(s->m[1], m->s16[1], acc);
+    case SCALES_F16_MIN:
+    case SCALES_K32_MIN:
+        acc = fmaf(s->d[0] * m->d, (float)(d0 + d1), acc);
+        return fmaf(s->m[0], m->s, acc);
+    default:
+        return fmaf(s->d[0] * m->d, (float)(d0 + d1), acc);
+    }
+}
+
+static void linear_codes(const pack *w, const act *a, int i_panel, int t0, int n_t,
+                         const linear_out *o) {
+    for (int row = 0; row < PACK_ROWS; row++) {
+        /* Rows of x in small groups, so that a block is unpacked once for several. */
+        enum { GROUP = 16 };
+        for (int t = 0; t < n_t; t += GROUP) {
+            const int n = n_t - t < GROUP ? n_t - t : GROUP;
+            float acc[GROUP] = {0};
+            for (int b = 0; b < w->n_blocks; b++) {
+                int16_t code[PACK_BLOCK], x[PACK_BLOCK];
+                pack_block_codes(w, i_panel, b, row, code);
+                const pack_scale s = pack_block_scale(w, i_panel, b, row);
+                for (int i = 0; i < n; i++) {
+                    const size_t at = (size_t)(t0 + t + i) * (size_t)a->n_blocks + (size_t)b;
+                    memcpy(x, a->q + at * ACT_BLOCK_BYTES, sizeof x);
+                    acc[i] = add_block(w->format, code, &s, x, a->meta + at, acc[i]);
+                }
+            }
+            for (int i = 0; i < n; i++) {
+                float *y = o->y + (size_t)(t + i) * o->ld + row;
+                const float v = o->bias != NULL ? acc[i] + o->bias[row] : acc[i];
+                *y = o->add ? *y + v : v;
+            }
+        }
+    }
+}
+
+void linear_portable(const pack *w, const act *a, int i_panel, int t0, int n_t,
+                     const linear_out *o) {
+    if (pack_is_float(w)) {
+        linear_float(w, a, i_panel, t0, n_t, o);
+    } else {
+        linear_codes(w, a, i_panel, t0, n_t, o);
+    }
+}

@@ -1,0 +1,34 @@
+/* The AVX-512 kernels: every body over vec_avx512.h. */
+#include "kernels/cpu/kernels_isa.h"
+#include "kernels/cpu/vec_avx512.h"
+
+/* Two signed byte planes: i = 256 high + low, -128 <= low <= 127, so high rounds to nearest. */
+static void store_codes(uint8_t *q, vi first, vi second) {
+    const __m512i half = _mm512_set1_epi32(128);
+    const __m512i h0 = _mm512_srai_epi32(_mm512_add_epi32(first, half), 8);
+    const __m512i h1 = _mm512_srai_epi32(_mm512_add_epi32(second, half), 8);
+    _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(h0));
+    _mm_storeu_si128((__m128i *)(q + 16), _mm512_cvtepi32_epi8(h1));
+    _mm_storeu_si128((__m128i *)(q + 32), _mm512_cvtepi32_epi8(first)); /* the low byte is `low` */
+    _mm_storeu_si128((__m128i *)(q + 48), _mm512_cvtepi32_epi8(second));
+}
+
+#define ATTENTION_K_GROUPS  4
+#define ATTENTION_V_VECTORS 4
+#include "kernels/cpu/attention_body.h"
+#include "kernels/cpu/norm_body.h"
+#include "kernels/cpu/quantise_body.h"
+#include "kernels/cpu/scan_body.h"
+
+const cpu_kernels KERNELS_AVX512 = {
+    .name = "avx512-vnni",
+    .rms_norm = rms_norm,
+    .quantise = quantise,
+    .silu_mul = silu_mul,
+    .linear = linear_avx512,
+    .attention = attention,
+    .scan_max = scan_max,
+    .scan_find = scan_find,
+    .scan_count_above = scan_count_above,
+    .scan_exp = scan_exp,
+};

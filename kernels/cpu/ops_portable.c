@@ -1,0 +1,33 @@
+/* The portable kernels: every body over vec_portable.h. */
+#include "kernels/cpu/kernels_isa.h"
+#include "kernels/cpu/vec_portable.h"
+
+/* Blocks are 32 16-bit words in order. */
+static void store_codes(uint8_t *q, vi first, vi second) {
+    int16_t w[32];
+    for (int i = 0; i < 16; i++) {
+        w[i] = (int16_t)first.v[i];
+        w[16 + i] = (int16_t)second.v[i];
+    }
+    memcpy(q, w, sizeof w);
+}
+
+#define ATTENTION_K_GROUPS  1
+#define ATTENTION_V_VECTORS 1
+#include "kernels/cpu/attention_body.h"
+#include "kernels/cpu/norm_body.h"
+#include "kernels/cpu/quantise_body.h"
+#include "kernels/cpu/scan_body.h"
+
+const cpu_kernels KERNELS_PORTABLE = {
+    .name = "portable",
+    .rms_norm = rms_norm,
+    .quantise = quantise,
+    .silu_mul = silu_mul,
+    .linear = linear_portable,
+    .attention = attention,
+    .scan_max = scan_max,
+    .scan_find = scan_find,
+    .scan_count_above = scan_count_above,
+    .scan_exp = scan_exp,
+};

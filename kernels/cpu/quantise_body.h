@@ -1,0 +1,27 @@
+/* Activations to 16-bit integers, see kernels.h. The including file defines
+ * store_codes(uint8_t *q, vi first, vi second): one block in its own layout. */
+static void quantise(const float *x, int n_blocks, uint8_t *q, act_meta *meta) {
+    for (int b = 0; b < n_blocks; b++, x += 32, q += ACT_BLOCK_BYTES, meta++) {
+        const vf x0 = vf_load(x), x1 = vf_load(x + 16);
+        const int32_t top = vi_hmax(vi_max(vf_abs_bits(x0), vf_abs_bits(x1)));
+        float amax;
+        memcpy(&amax, &top, sizeof amax);
+        vi i0 = vi_zero(), i1 = vi_zero();
+        float d = 0.0f;
+        if (top >= 0x7F800000) {
+            d = NAN; /* NaN or infinity in the block */
+        } else if (amax > 1e-30f) {
+            d = amax / (float)ACT_LEVELS;
+            const vf inverse = vf_set1((float)ACT_LEVELS / amax);
+            i0 = vf_round(vf_mul(x0, inverse));
+            i1 = vf_round(vf_mul(x1, inverse));
+        }
+        store_codes(q, i0, i1);
+        const int32_t s0 = vi_hsum(i0), s1 = vi_hsum(i1);
+        *meta = (act_meta){.d = d,
+                           .s = d * (float)(s0 + s1),
+                           .s16 = {d * (float)s0, d * (float)s1},
+                           .sum = s0 + s1,
+                           .sum16 = {s0, s1}};
+    }
+}
