@@ -1,0 +1,303 @@
+#include "server/auth.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/hash.h"
+
+enum { LINE_BYTES = 1024 };
+
+/* A tenant lives as long as auth: calls keep pointers to it across reloads. */
+struct tenant {
+    char name[TENANT_NAME_BYTES + 1];
+    uint64_t id;
+    tenant *next;
+    pthread_mutex_t lock;                                        /* guards the rest */
+    uint64_t streams_max, waiting_tokens_max, tokens_per_minute; /* 0: no limit */
+    uint64_t streams, prompt_tokens;
+    double minute_tokens_left; /* a bucket that refills at tokens_per_minute */
+    int64_t refilled_ns;
+};
+
+typedef struct token {
+    uint8_t digest[32];
+    tenant *tenant;
+    time_t expires; /* 0: never */
+} token;
+
+typedef struct token_set {
+    size_t n;
+    token token[AUTH_TOKENS_MAX];
+} token_set;
+
+struct auth {
+    char *path;            /* owned; NULL: everybody is welcome */
+    pthread_rwlock_t lock; /* guards the rest */
+    token_set *set;        /* owned */
+    tenant *tenants;       /* owned, grows only */
+};
+
+static tenant *tenant_of(auth *a, const char *name) {
+    for (tenant *t = a->tenants; t; t = t->next)
+        if (strcmp(t->name, name) == 0) return t;
+    tenant *t = calloc(1, sizeof *t);
+    if (!t) return NULL;
+    if (pthread_mutex_init(&t->lock, NULL) != 0) {
+        free(t);
+        return NULL;
+    }
+    uint8_t digest[32];
+    if (sha256_of(name, strlen(name), digest) != OK) {
+        pthread_mutex_destroy(&t->lock);
+        free(t);
+        return NULL;
+    }
+    memcpy(&t->id, digest, sizeof t->id);
+    t->id |= 1; /* 0 means nobody */
+    snprintf(t->name, sizeof t->name, "%s", name);
+    t->next = a->tenants;
+    a->tenants = t;
+    return t;
+}
+
+typedef struct limits {
+    uint64_t streams, waiting_tokens, tokens_per_minute;
+} limits;
+
+static bool read_number(const char *s, uint64_t *out) {
+    if (*s == '\0' || strlen(s) > 15) return false;
+    *out = 0;
+    for (; *s; s++) {
+        if (*s < '0' || *s > '9') return false;
+        *out = *out * 10 + (uint64_t)(*s - '0');
+    }
+    return true;
+}
+
+/* Days from civil date to the epoch; Source: Hinnant, chrono-compatible date algorithms. */
+static bool read_date(const char *s, time_t *out) {
+    int y, m, d, end = 0;
+    if (sscanf(s, "%4d-%2d-%2d%n", &y, &m, &d, &end) != 3 || s[end] != '\0') return false;
+    if (y < 1970 || m < 1 || m > 12 || d < 1 || d > 31) return false;
+    y -= m <= 2;
+    const int era = y / 400, yoe = y - era * 400;
+    const int doy = (153 * (m + (m > 2 ? -3 : 9)) + 2) / 5 + d - 1;
+    const long days = era * 146097L + yoe * 365L + yoe / 4 - yoe / 100 + doy - 719468L;
+    *out = (time_t)days * 86400;
+    return true;
+}
+
+static bool read_option(const char *s, limits *l, time_t *expires) {
+    if (strncmp(s, "streams=", 8) == 0) return read_number(s + 8, &l->streams);
+    if (strncmp(s, "waiting_tokens=", 15) == 0) return read_number(s + 15, &l->waiting_tokens);
+    if (strncmp(s, "tokens_per_minute=", 18) == 0)
+        return read_number(s + 18, &l->tokens_per_minute);
+    if (strncmp(s, "expires=", 8) == 0) return read_date(s + 8, expires);
+    return false;
+}
+
+static bool good_name(const char *s) {
+    const size_t n = strlen(s);
+    if (n < 1 || n > TENANT_NAME_BYTES) return false;
+    return strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == n;
+}
+
+static void apply(tenant *t, const limits *l) {
+    pthread_mutex_lock(&t->lock);
+    if (t->tokens_per_minute != l->tokens_per_minute)
+        t->minute_tokens_left = (double)l->tokens_per_minute;
+    t->streams_max = l->streams;
+    t->waiting_tokens_max = l->waiting_tokens;
+    t->tokens_per_minute = l->tokens_per_minute;
+    pthread_mutex_unlock(&t->lock);
+}
+
+/* One line into *out; NULL: good, else what is wrong. A blank line leaves *used false. */
+static const char *read_line(auth *a, char *line, const token_set *set, token *out, bool *used) {
+    char *save = NULL;
+    *used = false;
+    line[strcspn(line, "#\r\n")] = '\0';
+    const char *hash = strtok_r(line, " \t", &save);
+    if (!hash) return NULL;
+    const char *name = strtok_r(NULL, " \t", &save);
+    if (strncmp(hash, "sha256:", 7) != 0 || !sha256_from_hex(hash + 7, out->digest))
+        return "expected sha256: and 64 hex digits";
+    if (!name || !good_name(name)) return "expected a tenant's name of [A-Za-z0-9._-]{1,64}";
+    limits l = {0};
+    for (const char *option; (option = strtok_r(NULL, " \t", &save));)
+        if (!read_option(option, &l, &out->expires)) return "unknown or bad key=value";
+    out->tenant = tenant_of(a, name);
+    if (!out->tenant) return "out of memory";
+    bool first = true;
+    for (size_t i = 0; i < set->n; i++) first = first && set->token[i].tenant != out->tenant;
+    if (first) apply(out->tenant, &l);
+    *used = true;
+    return NULL;
+}
+
+static status read_file(auth *a, token_set *set, error *err) {
+    FILE *f = fopen(a->path, "re");
+    if (!f) return error_set(err, E_IO, "cannot read auth.tokens_file %s", a->path);
+    char line[LINE_BYTES];
+    const char *wrong = NULL;
+    int n_line = 0;
+    while (!wrong && fgets(line, sizeof line, f)) {
+        bool used;
+        n_line++;
+        if (!strchr(line, '\n') && !feof(f))
+            wrong = "the line is too long";
+        else if (set->n == AUTH_TOKENS_MAX)
+            wrong = "too many tokens";
+        else
+            wrong = read_line(a, line, set, &set->token[set->n], &used);
+        if (!wrong && used) set->n++;
+    }
+    const bool broken = ferror(f) != 0;
+    fclose(f);
+    if (broken) return error_set(err, E_IO, "cannot read auth.tokens_file %s", a->path);
+    if (wrong) return error_set(err, E_FORMAT, "%s:%d: %s", a->path, n_line, wrong);
+    if (set->n == 0) return error_set(err, E_FORMAT, "%s: no token: nobody could call", a->path);
+    return OK;
+}
+
+status auth_reload(auth *a, error *err) {
+    if (!a->path) return OK;
+    token_set *set = calloc(1, sizeof *set);
+    if (!set) return error_set(err, E_NOMEM, "auth: out of memory");
+    pthread_rwlock_wrlock(&a->lock);
+    const status e = read_file(a, set, err);
+    token_set *old = e == OK ? a->set : set;
+    if (e == OK) a->set = set;
+    pthread_rwlock_unlock(&a->lock);
+    free(old);
+    return e;
+}
+
+status auth_open(const char *path, auth **out, error *err) {
+    auth *a = calloc(1, sizeof *a);
+    if (!a) return error_set(err, E_NOMEM, "auth: out of memory");
+    if (pthread_rwlock_init(&a->lock, NULL) != 0) {
+        free(a);
+        return error_set(err, E_NOMEM, "auth: out of memory");
+    }
+    status e = OK;
+    if (path) {
+        const size_t bytes = strlen(path) + 1;
+        a->path = malloc(bytes);
+        if (a->path) memcpy(a->path, path, bytes);
+        e = a->path ? auth_reload(a, err) : error_set(err, E_NOMEM, "auth: out of memory");
+    }
+    if (e != OK) {
+        auth_close(a);
+        return e;
+    }
+    *out = a;
+    return OK;
+}
+
+void auth_close(auth *a) {
+    if (!a) return;
+    for (tenant *t = a->tenants, *next; t; t = next) {
+        next = t->next;
+        pthread_mutex_destroy(&t->lock);
+        free(t);
+    }
+    pthread_rwlock_destroy(&a->lock);
+    free(a->set);
+    free(a->path);
+    free(a);
+}
+
+bool auth_required(const auth *a) {
+    return a->path != NULL;
+}
+
+bool auth_check(auth *a, const char *header, size_t len, identity *out) {
+    *out = (identity){.id = 0};
+    if (!a->path) return true;
+    static const char SCHEME[] = "Bearer ";
+    const size_t skip = sizeof SCHEME - 1;
+    const bool bearer = header && len > skip && memcmp(header, SCHEME, skip) == 0;
+    uint8_t digest[32];
+    /* The same work for every header: a missing one is compared, too, and never equal. */
+    if (sha256_of(bearer ? header + skip : "", bearer ? len - skip : 0, digest) != OK) return false;
+    const time_t now = time(NULL);
+    const token *found = NULL;
+    pthread_rwlock_rdlock(&a->lock);
+    for (size_t i = 0; i < a->set->n; i++) {
+        const token *t = &a->set->token[i];
+        if (hash_equal_ct(t->digest, digest, sizeof digest)) found = t;
+    }
+    const bool good = bearer && found && (found->expires == 0 || now < found->expires);
+    if (good) {
+        out->id = found->tenant->id;
+        out->tenant = found->tenant;
+        memcpy(out->name, found->tenant->name, sizeof out->name);
+    }
+    pthread_rwlock_unlock(&a->lock);
+    return good;
+}
+
+/* --- limits --- */
+
+static void refill(tenant *t, int64_t now_ns) {
+    const double rate = (double)t->tokens_per_minute / 60.0; /* a second */
+    if (t->refilled_ns > 0 && now_ns > t->refilled_ns)
+        t->minute_tokens_left += rate * (double)(now_ns - t->refilled_ns) * 1e-9;
+    if (t->minute_tokens_left > (double)t->tokens_per_minute)
+        t->minute_tokens_left = (double)t->tokens_per_minute;
+    t->refilled_ns = now_ns;
+}
+
+status tenant_admit(tenant *t, uint64_t prompt_tokens, uint64_t max_tokens, int64_t now_ns,
+                    tenant_charge *out, int *retry_ms) {
+    *out = (tenant_charge){.tenant = NULL};
+    if (!t) return OK;
+    uint64_t cost = prompt_tokens + max_tokens;
+    *retry_ms = 1000;
+    status e = OK;
+    pthread_mutex_lock(&t->lock);
+    if (t->streams_max > 0 && t->streams >= t->streams_max) e = E_FULL;
+    if (t->waiting_tokens_max > 0 && t->prompt_tokens + prompt_tokens > t->waiting_tokens_max)
+        e = E_FULL;
+    if (e == OK && t->tokens_per_minute > 0) {
+        refill(t, now_ns);
+        /* A request larger than a whole minute's tokens is charged the minute: else it never runs.
+         */
+        if (cost > t->tokens_per_minute) cost = t->tokens_per_minute;
+        if (t->minute_tokens_left < (double)cost) {
+            const double missing = (double)cost - t->minute_tokens_left;
+            *retry_ms = (int)(missing * 60000.0 / (double)t->tokens_per_minute) + 1;
+            e = E_FULL;
+        } else {
+            t->minute_tokens_left -= (double)cost;
+        }
+    }
+    if (e == OK) {
+        t->streams++;
+        t->prompt_tokens += prompt_tokens;
+        *out = (tenant_charge){t, prompt_tokens, cost};
+    }
+    pthread_mutex_unlock(&t->lock);
+    return e;
+}
+
+void tenant_release(tenant_charge *c, uint64_t used_tokens) {
+    tenant *t = c->tenant;
+    if (!t) return;
+    pthread_mutex_lock(&t->lock);
+    t->streams--;
+    t->prompt_tokens -= c->prompt_tokens;
+    if (t->tokens_per_minute > 0 && c->minute_tokens > used_tokens) {
+        t->minute_tokens_left += (double)(c->minute_tokens - used_tokens);
+        if (t->minute_tokens_left > (double)t->tokens_per_minute)
+            t->minute_tokens_left = (double)t->tokens_per_minute;
+    }
+    pthread_mutex_unlock(&t->lock);
+    c->tenant = NULL;
+}

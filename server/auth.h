@@ -1,0 +1,56 @@
+/* Who calls: bearer tokens mapped to tenants.
+ *
+ * The tokens file has one line a token; '#' starts a comment:
+ *
+ *   sha256:<64 hex digits of the token's SHA-256> <tenant> [key=value]...
+ *
+ *   streams=N             Generate calls at a time
+ *   waiting_tokens=N      prompt tokens of its waiting and running calls
+ *   tokens_per_minute=N   prompt + output tokens; max_tokens is charged at admission, the rest
+ * given back expires=YYYY-MM-DD    the token is refused from that day on (UTC)
+ *
+ * A tenant may have several tokens; its limits are those of its first line. The file holds no
+ * secret: `printf %s TOKEN | sha256sum` makes a line. When a tokens file is configured every method
+ * of the main port needs a valid token, health and reflection too (probes use
+ * server.health_listen). Thread: auth_check any; auth_reload one at a time. */
+#ifndef INFERD_SERVER_AUTH_H
+#define INFERD_SERVER_AUTH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+typedef struct auth auth;
+typedef struct tenant tenant;
+
+enum { TENANT_NAME_BYTES = 64, AUTH_TOKENS_MAX = 1024 };
+
+typedef struct identity {
+    uint64_t id;                      /* 0: nobody in particular (no credentials configured) */
+    char name[TENANT_NAME_BYTES + 1]; /* for logs */
+    tenant *tenant;                   /* limits and usage; NULL: none. Lives as long as auth */
+} identity;
+
+/* path NULL: everybody is welcome. E_IO, E_FORMAT with line number. */
+BASE_MUST_USE status auth_open(const char *path, auth **out, error *err);
+void auth_close(auth *a); /* NULL is legal */
+/* On any error the old tokens stay. */
+BASE_MUST_USE status auth_reload(auth *a, error *err);
+bool auth_required(const auth *a);
+
+/* header: the value of `authorization`, or NULL. Compares against every token, in constant time. */
+bool auth_check(auth *a, const char *header, size_t len, identity *out);
+
+/* What one Generate call takes from its tenant's limits. */
+typedef struct tenant_charge {
+    tenant *tenant; /* NULL: nothing was charged */
+    uint64_t prompt_tokens, minute_tokens;
+} tenant_charge;
+/* E_FULL: a limit is reached; *retry_ms says when to come again. t NULL: OK. */
+BASE_MUST_USE status tenant_admit(tenant *t, uint64_t prompt_tokens, uint64_t max_tokens,
+                                  int64_t now_ns, tenant_charge *out, int *retry_ms);
+/* Ends the charge: used_tokens of prompt and output were really used. */
+void tenant_release(tenant_charge *c, uint64_t used_tokens);
+#endif

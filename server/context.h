@@ -1,0 +1,54 @@
+/* What the parts of server/ share. Immutable after server_open but for atomics, and `model`, which
+ * is written once before `phase` says SERVING (release/acquire). */
+#ifndef INFERD_SERVER_CONTEXT_H
+#define INFERD_SERVER_CONTEXT_H
+
+#include <grpc/grpc.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "server/auth.h"
+#include "server/ids.h"
+#include "server/outbox.h"
+#include "server/server.h"
+#include "server/tls.h"
+
+typedef enum server_phase { /* values of inferd.v1.EngineState */
+                            SERVER_LOADING = 1,
+                            SERVER_SERVING = 2,
+                            SERVER_DRAINING = 3,
+                            SERVER_FAILED = 4
+} server_phase;
+
+struct rpc;
+
+struct server {
+    server_options options;
+    char address[300];
+    metrics metrics;
+    int64_t start_ns;
+    served_model model;
+    engine_stats baseline; /* counters before the first request: what start-up checks have used */
+    char *strings;         /* owned: the model's strings */
+
+    _Atomic int phase; /* server_phase */
+    _Atomic bool admitting, stalled, closing;
+    _Atomic int fatal; /* refuse_kind; REFUSE_NONE */
+    _Atomic double load_progress;
+    _Atomic bool was_ready; /* startup: has been ready once */
+    _Atomic int n_calls, n_generating;
+
+    id_table *ids;
+    auth *auth;
+    tls *tls;
+    struct rpc *rpc;
+};
+
+/* REFUSE_NONE when a call that needs the model may go on. generate: also needs admission. */
+refuse_kind server_gate(const server *s, bool generate);
+/* Milliseconds after which a refused call has a chance: backlog over measured rate, with jitter. */
+int server_pushback_ms(const server *s);
+/* Counters since serving began. */
+void server_read_stats(const server *s, engine_stats *out);
+double server_last_step_age_s(const server *s);
+#endif

@@ -1,0 +1,48 @@
+#include "server/drain.h"
+
+#include <signal.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+enum { TICK_MS = 20, HURRY_S = 2, LAST_WORDS_S = 2 };
+
+/* Waits a tick; true: another SIGTERM or SIGINT came. */
+static bool tick(void) {
+    sigset_t stop;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTERM);
+    sigaddset(&stop, SIGINT);
+    const struct timespec t = {.tv_nsec = TICK_MS * NS_PER_MS};
+    return sigtimedwait(&stop, NULL, &t) > 0;
+}
+
+static int64_t sooner(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+void drain_run(server *s, engine *e, int drain_delay_s, int drain_s) {
+    const int64_t start = clock_now_ns();
+    int64_t admit_until = start + drain_delay_s * NS_PER_S;
+    int64_t run_until = start + drain_s * NS_PER_S;
+    log_event(LOG_INFO, "drain", LOG_INT("delay_s", drain_delay_s), LOG_INT("limit_s", drain_s),
+              LOG_INT("streams", server_n_generating(s)));
+    server_begin_drain(s);
+    for (;;) {
+        const int64_t now = clock_now_ns();
+        if (now >= admit_until) server_stop_admission(s);
+        if (now >= run_until || (now >= admit_until && server_n_generating(s) == 0)) break;
+        if (tick()) {
+            log_event(LOG_INFO, "drain_hurry", LOG_INT("limit_s", HURRY_S));
+            admit_until = now;
+            run_until = sooner(run_until, now + HURRY_S * NS_PER_S);
+        }
+    }
+    const int cut = server_n_generating(s);
+    engine_stop_all(e);
+    const int64_t words_until = clock_now_ns() + LAST_WORDS_S * NS_PER_S;
+    while (server_n_generating(s) > 0 && clock_now_ns() < words_until) tick();
+    log_event(LOG_INFO, "drained", LOG_INT("cut", cut),
+              LOG_DBL("seconds", (double)(clock_now_ns() - start) * 1e-9));
+}

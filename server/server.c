@@ -1,0 +1,256 @@
+#include "server/server.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "server/context.h"
+#include "server/rpc.h"
+
+/* --- state --- */
+
+static int phase(const server *s) {
+    return atomic_load(&s->phase);
+}
+
+bool server_ready(const server *s) {
+    return phase(s) == SERVER_SERVING && !atomic_load(&s->stalled) &&
+           atomic_load(&s->fatal) == REFUSE_NONE;
+}
+
+bool server_live(const server *s) {
+    return !atomic_load(&s->stalled) && atomic_load(&s->fatal) == REFUSE_NONE;
+}
+
+int server_n_calls(const server *s) {
+    return atomic_load(&s->n_calls);
+}
+int server_n_generating(const server *s) {
+    return atomic_load(&s->n_generating);
+}
+metrics *server_metrics(server *s) {
+    return &s->metrics;
+}
+const char *server_address(const server *s) {
+    return s->address;
+}
+
+const char *server_state_name(const server *s) {
+    static const char *const NAMES[] = {"", "loading", "serving", "draining", "failed"};
+    return NAMES[phase(s)];
+}
+
+double server_uptime_s(const server *s) {
+    return (double)(clock_now_ns() - s->start_ns) * 1e-9;
+}
+
+refuse_kind server_gate(const server *s, bool generate) {
+    const int fatal = atomic_load(&s->fatal);
+    if (fatal != REFUSE_NONE) return (refuse_kind)fatal;
+    if (phase(s) == SERVER_LOADING) return REFUSE_LOADING;
+    if (generate && !atomic_load(&s->admitting)) return REFUSE_DRAINING;
+    if (generate && atomic_load(&s->stalled)) return REFUSE_STALLED;
+    return REFUSE_NONE;
+}
+
+void server_set_progress(server *s, double fraction) {
+    atomic_store(&s->load_progress, fraction);
+}
+
+void server_set_stalled(server *s, bool stalled) {
+    atomic_store(&s->stalled, stalled);
+}
+
+void server_fail(server *s, refuse_kind why) {
+    atomic_store(&s->fatal, (int)why);
+    atomic_store(&s->phase, SERVER_FAILED);
+}
+
+void server_begin_drain(server *s) {
+    atomic_store(&s->phase, SERVER_DRAINING);
+}
+void server_stop_admission(server *s) {
+    atomic_store(&s->admitting, false);
+}
+
+/* --- the model --- */
+
+/* The model's strings in one allocation, so that they outlive what main.c took them from. */
+static bool copy_strings(server *s) {
+    served_model *m = &s->model;
+    const char **const strings[] = {&m->name,           &m->architecture, &m->quantization,
+                                    &m->sha256,         &m->backend,      &m->device,
+                                    &m->tokenizer_name, &m->kv_type,      &m->chat_problem};
+    enum { N = sizeof strings / sizeof *strings };
+    size_t bytes = m->chat_source_len + 1;
+    for (int i = 0; i < N; i++) bytes += (*strings[i] ? strlen(*strings[i]) : 0) + 1;
+    char *p = malloc(bytes);
+    if (!p) return false;
+    s->strings = p;
+    for (int i = 0; i < N; i++) {
+        const size_t len = *strings[i] ? strlen(*strings[i]) : 0;
+        if (len > 0) memcpy(p, *strings[i], len);
+        p[len] = '\0';
+        *strings[i] = p;
+        p += len + 1;
+    }
+    if (m->chat_source_len > 0) memcpy(p, m->chat_source, m->chat_source_len);
+    m->chat_source = p;
+    return true;
+}
+
+status server_serve(server *s, const served_model *m) {
+    s->model = *m;
+    if (!copy_strings(s)) return E_NOMEM;
+    engine_read_stats(m->engine, &s->baseline);
+    atomic_store(&s->load_progress, 1.0);
+    atomic_store(&s->phase, SERVER_SERVING); /* from here on s->model is read by other threads */
+    atomic_store(&s->was_ready, true);
+    return OK;
+}
+
+bool server_model(const server *s, served_model *out) {
+    if (!atomic_load(&s->was_ready)) return false;
+    *out = s->model;
+    return true;
+}
+
+void server_read_stats(const server *s, engine_stats *out) {
+    const engine_stats *b = &s->baseline;
+    engine_read_stats(s->model.engine, out);
+    out->steps -= b->steps;
+    out->prompt_tokens -= b->prompt_tokens;
+    out->generated_tokens -= b->generated_tokens;
+    out->cached_prompt_tokens -= b->cached_prompt_tokens;
+    out->preemptions -= b->preemptions;
+}
+
+double server_last_step_age_s(const server *s) {
+    engine_stats st;
+    engine_read_stats(s->model.engine, &st);
+    return st.last_step_ns > 0 ? (double)(clock_now_ns() - st.last_step_ns) * 1e-9 : 0;
+}
+
+void server_view(const server *s, metrics_view *out) {
+    *out = (metrics_view){.model = "",
+                          .version = INFERD_VERSION,
+                          .architecture = "",
+                          .quantization = "",
+                          .backend = "",
+                          .device = "",
+                          .vllm_aliases = s->options.vllm_aliases};
+    served_model m;
+    if (!server_model(s, &m)) return;
+    out->loaded = true;
+    out->model = m.name;
+    out->architecture = m.architecture;
+    out->quantization = m.quantization;
+    out->backend = m.backend;
+    out->device = m.device;
+    out->kv_block_tokens = m.kv_block_tokens;
+    out->memory = *engine_memory(m.engine);
+    out->last_step_age_s = server_last_step_age_s(s);
+    server_read_stats(s, &out->stats);
+}
+
+enum { PUSHBACK_MIN_MS = 50, PUSHBACK_MAX_MS = 30000 };
+
+int server_pushback_ms(const server *s) {
+    engine_stats st;
+    engine_read_stats(s->model.engine, &st);
+    const histogram *h = &s->metrics.output_tokens;
+    const uint64_t n = histogram_count(h);
+    const double mean_tokens = n > 0 ? histogram_sum(h) / (double)n : 64;
+    const double rate = st.tokens_per_s > 1 ? st.tokens_per_s : 1;
+    /* One place gets free when a request ends: the queue moves at rate / mean_tokens requests a
+     * second. Half of the queue's time: others come back empty-handed, too. */
+    double ms = 500.0 * (double)(st.waiting + 1) * mean_tokens / rate;
+    uint32_t dice;
+    random_bytes(&dice, sizeof dice);
+    ms *= 0.8 + 0.4 * (double)dice / 4294967296.0; /* a herd must not come back as one */
+    return ms < PUSHBACK_MIN_MS   ? PUSHBACK_MIN_MS
+           : ms > PUSHBACK_MAX_MS ? PUSHBACK_MAX_MS
+                                  : (int)ms;
+}
+
+void server_on_step(void *ctx, const step_report *r) {
+    server *s = ctx;
+    metrics_step(&s->metrics, r);
+    rpc_signal(s->rpc);
+}
+
+/* --- life --- */
+
+status server_open(const server_options *o, server **out, error *err) {
+    server *s = calloc(1, sizeof *s);
+    if (!s) return error_set(err, E_NOMEM, "server: out of memory");
+    s->options = *o;
+    s->start_ns = clock_now_ns();
+    metrics_init(&s->metrics);
+    atomic_store(&s->phase, SERVER_LOADING);
+    atomic_store(&s->admitting, true);
+
+    status e = ids_open(&s->ids);
+    if (e != OK) goto fail_ids;
+    e = auth_open(o->tokens_file, &s->auth, err);
+    if (e != OK) goto fail_auth;
+    if (o->tls_cert) {
+        e = tls_open(o->tls_cert, o->tls_key, o->tls_client_ca, &s->tls, err);
+        if (e != OK) goto fail_tls;
+    }
+    e = rpc_open(s, &s->rpc, err);
+    if (e != OK) goto fail_rpc;
+    *out = s;
+    return OK;
+
+fail_rpc:
+    tls_close(s->tls);
+fail_tls:
+    auth_close(s->auth);
+fail_auth:
+    ids_close(s->ids);
+fail_ids:
+    free(s);
+    return e;
+}
+
+static void reload_certificates(server *s) {
+    error err = {.code = OK};
+    bool changed = false;
+    const status e = tls_reload(s->tls, &changed, &err);
+    if (e != OK) {
+        atomic_fetch_add(&s->metrics.tls_reload_failures, 1);
+        metrics_error(&s->metrics, "certificate files are not usable; the old ones stay");
+        log_event(LOG_ERROR, "tls_reload_failed", LOG_STR("error", err.text));
+    } else if (changed) {
+        log_event(LOG_INFO, "tls_reloaded", LOG_BOOL("ok", true));
+    }
+}
+
+void server_reload(server *s) {
+    error err = {.code = OK};
+    if (auth_reload(s->auth, &err) != OK)
+        log_event(LOG_ERROR, "tokens_reload_failed", LOG_STR("error", err.text));
+    else if (auth_required(s->auth))
+        log_event(LOG_INFO, "tokens_reloaded", LOG_BOOL("ok", true));
+    if (s->tls) reload_certificates(s);
+}
+
+void server_poll_certificates(server *s) {
+    if (s->tls && tls_files_changed(s->tls)) reload_certificates(s);
+}
+
+void server_close(server *s) {
+    if (!s) return;
+    atomic_store(&s->admitting, false);
+    atomic_store(&s->closing, true);
+    rpc_close(s->rpc);
+    tls_close(s->tls);
+    auth_close(s->auth);
+    ids_close(s->ids);
+    free(s->strings);
+    free(s);
+}
