@@ -80,7 +80,7 @@ bool utf8_valid(const char *s, size_t len) {
     return true;
 }
 
-size_t utf8_encode(uint32_t cp, char out[4]) {
+size_t utf8_put(uint32_t cp, char out[4]) {
     if (cp < 0x80) {
         out[0] = (char)cp;
         return 1;
@@ -122,7 +122,7 @@ size_t utf8_sanitise(const char *s, size_t len, char *out) {
         uint32_t cp;
         const size_t k = utf8_decode(s + i, len - i, &cp);
         if (cp == UTF8_BAD) {
-            n += utf8_encode(0xFFFD, out + n);
+            n += utf8_put(0xFFFD, out + n);
         } else {
             memcpy(out + n, s + i, k);
             n += k;

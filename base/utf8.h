@@ -18,7 +18,7 @@ bool utf8_valid(const char *s, size_t len);
 size_t utf8_decode(const char *s, size_t len, uint32_t *cp);
 
 /* Encodes cp (<= 0x10FFFF) into out[4]; returns the byte length. */
-size_t utf8_encode(uint32_t cp, char out[4]);
+size_t utf8_put(uint32_t cp, char out[4]);
 
 /* Length of the prefix of s that can be emitted now: everything but an unfinished character at the
  * end (at most 3 bytes are held back). */

@@ -167,7 +167,7 @@ static status append_segment(code_points *v, const char *s, size_t len, text_buf
     if (n < 0) return E_NOMEM;
     for (utf8proc_ssize_t i = 0; i < n && st == OK; i++) {
         char utf8[4];
-        const size_t width = utf8_encode((uint32_t)v->cp[i], utf8);
+        const size_t width = utf8_put((uint32_t)v->cp[i], utf8);
         st = text_buffer_append(out, utf8, width);
     }
     return st;
