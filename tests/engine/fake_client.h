@@ -7,7 +7,7 @@
 
 #include "engine/engine.h"
 
-enum { CLIENT_TOKENS_MAX = 1024 };
+enum { CLIENT_TOKENS_MAX = 2048 };
 
 typedef struct client_output {
     int n;

@@ -1,0 +1,249 @@
+/* The scheduler: its rules one by one, then thousands of simulated clients against its invariants.
+ */
+#include <check.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "engine/model.h"
+#include "tests/engine/fake_sim.h"
+
+/* Scarce to ample pools, both depths, every kind of client; seeds differ in all of it. */
+static sim_options options_of(int seed) {
+    static const int blocks[] = {17, 20, 32, 64, 256};
+    const int n = blocks[seed / 2 % 5];
+    return (sim_options){.depth = 1 + seed % 2,
+                         .kv_blocks = n,
+                         .block_tokens = 16,
+                         .max_sequences = seed % 3 == 0 ? 4 : 16,
+                         .max_step_tokens = 64,
+                         .context = 16 * 16 + 16,
+                         .prefix_cache = seed / 3 % 2 == 0,
+                         .n_clients = 120,
+                         .arrivals_percent = 10 + seed % 7 * 12,
+                         .floods = seed % 5 == 1,
+                         .stalls = seed % 4 != 0,
+                         .cancels = seed % 7 != 0,
+                         .deadlines = seed % 3 != 1,
+                         .giants = true,
+                         .priorities = seed % 2 == 0};
+}
+
+START_TEST(invariants_hold_and_runs_repeat) {
+    const sim_options o = options_of(_i);
+    uint64_t hash[2];
+    for (int run = 0; run < 2; run++) {
+        sim s;
+        sim_open(&s, &o, (uint64_t)_i);
+        const bool ok = sim_run(&s, 200000);
+        ck_assert_msg(ok, "seed %d: %s", _i, s.error);
+        ck_assert_int_eq(s.n_ended, o.n_clients);
+        ck_assert_int_eq(kv_free(&s.kv), o.kv_blocks);
+        ck_assert_int_eq(s.sched.n_reserved, 0);
+        ck_assert_uint_eq(s.sched.waiting_tokens, 0);
+        hash[run] = s.hash;
+        sim_close(&s);
+    }
+    ck_assert_uint_eq(hash[0], hash[1]);
+}
+END_TEST
+
+/* The seeds together reach what they are there for. */
+START_TEST(the_simulation_reaches_every_state) {
+    long phases[3] = {0}, ends[8] = {0};
+    uint64_t preemptions = 0, cached = 0;
+    int pushed_out_max = 0;
+    for (int seed = 0; seed < 100; seed++) {
+        const sim_options o = options_of(seed);
+        sim s;
+        sim_open(&s, &o, (uint64_t)seed);
+        ck_assert(sim_run(&s, 200000));
+        for (int i = 0; i < 3; i++) phases[i] += s.phases[i];
+        for (int i = 0; i < 8; i++) ends[i] += s.ends[i];
+        preemptions += s.sched.counters.preemptions;
+        cached += s.sched.counters.cached_prompt_tokens;
+        if (s.n_pushed_out_max > pushed_out_max) pushed_out_max = s.n_pushed_out_max;
+        sim_close(&s);
+    }
+    ck_assert(phases[PHASE_WAITING] > 0 && phases[PHASE_PREFILL] > 0 && phases[PHASE_DECODE] > 0);
+    ck_assert(ends[END_FINISHED] > 0 && ends[END_CANCELLED] > 0 && ends[END_DEADLINE] > 0);
+    ck_assert(preemptions > 50 && cached > 0);
+    ck_assert_int_eq(pushed_out_max, LIMIT_PREEMPTIONS_BEFORE_PIN);
+}
+END_TEST
+
+/* --- single rules: a bench of clients put in by hand --- */
+
+typedef struct bench {
+    sim s;
+    int n;
+} bench;
+
+static void bench_open(bench *b, int max_sequences, int kv_blocks) {
+    const sim_options o = {.depth = 1,
+                           .kv_blocks = kv_blocks,
+                           .block_tokens = 16,
+                           .max_sequences = max_sequences,
+                           .max_step_tokens = 256,
+                           .context = 2048,
+                           .n_clients = 64};
+    *b = (bench){0};
+    sim_open(&b->s, &o, 1);
+}
+
+static client *bench_add(bench *b, int n_prompt, int max_tokens, int priority, int64_t in_ms) {
+    client *c = &b->s.client[b->s.n_arrived++];
+    seq_group *g;
+    client_init(c, n_prompt, max_tokens, (unsigned)b->s.n_arrived);
+    c->request.ignore_eos = true;
+    c->request.priority = priority;
+    if (in_ms > 0) c->request.deadline_ns = b->s.now_ns + in_ms * NS_PER_MS;
+    c->request.priv.arrival_ns = b->s.now_ns;
+    ck_assert_int_eq(seq_group_open(&c->request, &b->s.limits, &g), OK);
+    c->request.priv.sequences = g;
+    sched_add(&b->s.sched, g);
+    return c;
+}
+
+/* One step at depth 1; the plan stays readable in plan[0]. */
+static void bench_step(bench *b) {
+    sim *s = &b->s;
+    plan *p = &s->plan[0];
+    sched_sweep(&s->sched, s->now_ns);
+    if (sched_plan(&s->sched, p, 0, s->now_ns) == 0) return;
+    ck_assert_int_eq(model_forward(s->backend, 1, &p->step), OK);
+    ck_assert_int_eq(s->backend->ops->wait_step(s->backend, s->result), OK);
+    const int64_t ns =
+        5 * NS_PER_MS + (int64_t)p->n_prefill_tokens * NS_PER_MS; /* 1 ms a prefill token */
+    s->now_ns += ns;
+    sched_commit(&s->sched, p, s->result, ns, s->now_ns);
+    for (seq_group *g; (g = sched_take_retired(&s->sched)) != NULL;) seq_group_close(g);
+}
+
+START_TEST(waiting_order_is_priority_deadline_class_arrival) {
+    bench b;
+    bench_open(&b, 1, 64);
+    client *c[6];
+    c[0] = bench_add(&b, 4, 3, 0, 0);     /* third: no deadline */
+    c[1] = bench_add(&b, 4, 3, -5, 1000); /* last: low priority */
+    c[2] = bench_add(&b, 4, 3, 0, 30000); /* second */
+    c[3] = bench_add(&b, 4, 3, 9, 0);     /* first */
+    c[4] = bench_add(&b, 4, 3, 0, 0);     /* after c[0]: later */
+    c[5] = bench_add(&b, 4, 3, 0, 31000); /* after c[2]: the same class, later */
+    static const int want[] = {3, 2, 5, 0, 4, 1};
+    for (int k = 0; k < 6; k++) {
+        while (!c[want[k]]->ended) bench_step(&b);
+        for (int m = k + 1; m < 6; m++) ck_assert(!c[want[m]]->started);
+    }
+    sim_close(&b.s);
+}
+END_TEST
+
+/* Decodes run in every step; beside them a chunk takes about its slice; alone it may take more. */
+START_TEST(prefill_beside_decode_is_sized_by_time) {
+    bench b;
+    bench_open(&b, 8, 512);
+    for (int i = 0; i < 3; i++) bench_add(&b, 20, 400, 0, 0);
+    for (int i = 0; i < 10; i++) bench_step(&b);
+    client *big = bench_add(&b, 1500, 2, 0, 0);
+    int chunks = 0, largest = 0;
+    while (big->out[0].n == 0) {
+        bench_step(&b);
+        ck_assert_int_eq(b.s.plan[0].step.n_decode, 3);
+        chunks++;
+        if (chunks > 5 && b.s.plan[0].n_prefill_tokens > largest)
+            largest = b.s.plan[0].n_prefill_tokens;
+        ck_assert_int_ge(b.s.plan[0].n_prefill_tokens, 1); /* it gets on in every step */
+    }
+    ck_assert_int_le(largest, LIMIT_PREFILL_SLICE_MS + 2); /* 1 ms a token in this model */
+    ck_assert_int_ge(largest, LIMIT_PREFILL_CHUNK_MIN);
+    sim_close(&b.s);
+
+    bench_open(&b, 8, 512);
+    bench_add(&b, 1500, 2, 0, 0);
+    for (int i = 0; i < 4; i++) bench_step(&b);
+    ck_assert_int_ge(b.s.plan[0].n_prefill_tokens, 200);
+    sim_close(&b.s);
+}
+END_TEST
+
+/* A short prompt behind a long one is answered long before the long one is read. */
+START_TEST(a_short_prompt_does_not_wait_for_a_long_one) {
+    bench b;
+    bench_open(&b, 8, 512);
+    client *big = bench_add(&b, 2000, 2, 0, 0);
+    bench_step(&b);
+    const int64_t began = b.s.now_ns;
+    client *small = bench_add(&b, 30, 1, 0, 0);
+    while (!small->ended) bench_step(&b);
+    ck_assert_int_eq(big->out[0].n, 0);
+    ck_assert_int_le((b.s.now_ns - began) / NS_PER_MS, 2 * LIMIT_PREFILL_ALONE_MS + 20);
+    sim_close(&b.s);
+}
+END_TEST
+
+/* Out of blocks, the youngest of the lowest priority yields; the oldest never does. */
+START_TEST(who_yields) {
+    bench b;
+    bench_open(&b, 4, 13);
+    client *c[4];
+    c[0] = bench_add(&b, 40, 60, -1, 0); /* the oldest, of low priority */
+    c[1] = bench_add(&b, 40, 60, 1, 0);
+    c[2] = bench_add(&b, 40, 60, 0, 0);
+    c[3] = bench_add(&b, 40, 60, 0, 0);
+    const seq_group *g3 = c[3]->request.priv.sequences, *g2 = c[2]->request.priv.sequences;
+    while (g3->preemptions == 0) bench_step(&b);
+    ck_assert_int_eq(g2->preemptions, 0);
+    while (!c[0]->ended || !c[1]->ended || !c[2]->ended || !c[3]->ended) bench_step(&b);
+    ck_assert_int_eq(c[0]->preemptions, 0);
+    ck_assert_int_eq(c[1]->preemptions, 0);
+    for (int i = 0; i < 4; i++) ck_assert_int_eq(c[i]->out[0].n, 60);
+    sim_close(&b.s);
+}
+END_TEST
+
+/* Choices share the prompt's blocks; each copies only the one it writes. */
+START_TEST(choices_share_the_prompt) {
+    bench b;
+    bench_open(&b, 8, 64);
+    client *c = &b.s.client[b.s.n_arrived++];
+    seq_group *g;
+    client_init(c, 16 * 8 + 5, 40, 3);
+    c->request.n_choices = 4;
+    c->request.ignore_eos = true;
+    c->request.temperature = 1;
+    c->request.priv.arrival_ns = b.s.now_ns;
+    ck_assert_int_eq(seq_group_open(&c->request, &b.s.limits, &g), OK);
+    c->request.priv.sequences = g;
+    sched_add(&b.s.sched, g);
+    int copies = 0;
+    for (int i = 0; i < 5; i++) {
+        bench_step(&b);
+        copies += b.s.plan[0].step.n_copies;
+    }
+    ck_assert_int_eq(b.s.sched.n_running, 4);
+    ck_assert_int_eq(copies, 3); /* the last of the four writes in place */
+    ck_assert_int_eq(64 - kv_free(&b.s.kv), 8 + 4);
+    while (!c->ended) bench_step(&b);
+    ck_assert_int_eq(kv_free(&b.s.kv), 64);
+    sim_close(&b.s);
+}
+END_TEST
+
+int main(void) {
+    TCase *tc = tcase_create("sched");
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, invariants_hold_and_runs_repeat, 0, 300);
+    tcase_add_test(tc, the_simulation_reaches_every_state);
+    tcase_add_test(tc, waiting_order_is_priority_deadline_class_arrival);
+    tcase_add_test(tc, prefill_beside_decode_is_sized_by_time);
+    tcase_add_test(tc, a_short_prompt_does_not_wait_for_a_long_one);
+    tcase_add_test(tc, who_yields);
+    tcase_add_test(tc, choices_share_the_prompt);
+    Suite *suite = suite_create("sched");
+    suite_add_tcase(suite, tc);
+    SRunner *r = srunner_create(suite);
+    srunner_run_all(r, CK_NORMAL);
+    const int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
