@@ -24,9 +24,9 @@ enum { SAMPLER_VOCAB_MAX = 1 << 18 };
 
 typedef struct sampler {
     int n_vocab, n_samples_max;
-    int logits_stride;   /* floats between rows: a multiple of 4, >= n_vocab */
+    int logits_stride;   /* floats between rows: a multiple of 8, >= n_vocab */
     int n_entries_max;   /* sum over a step's rows of n_bias + n_seen */
-    const uint8_t *never_sampled; /* device [n_vocab] or NULL */
+    const uint8_t *never_sampled; /* device [n_vocab], readable up to logits_stride; or NULL */
     int n_sms, sm;
 } sampler;
 

@@ -1,0 +1,145 @@
+/* Sampling's start-up, plan and dispatch: see sample.h, sample_internal.h. */
+#include <string.h>
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/sample_internal.h"
+
+#define ALIGN_BYTES 256
+
+static size_t align_up(size_t n) { return (n + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES; }
+
+static int n_slices(const sampler *s) { return (s->n_vocab + SLICE - 1) / SLICE; }
+
+extern "C" status sampler_init(sampler *s, int n_vocab, int logits_stride, int n_samples_max,
+                               int n_entries_max, const uint8_t *never_sampled, int device,
+                               error *err) {
+    if (n_vocab < 1 || n_vocab > SAMPLER_VOCAB_MAX) {
+        return error_set(err, E_UNSUPPORTED, "cuda: sampling from %d tokens is not built (at most %d)",
+                         n_vocab, SAMPLER_VOCAB_MAX);
+    }
+    if (logits_stride < n_vocab || logits_stride % 8 != 0 || n_samples_max < 1 ||
+        n_samples_max > 65535 || n_entries_max < 0) {
+        return error_set(err, E_INVAL, "cuda: sampler: stride %d, %d rows, %d entries",
+                         logits_stride, n_samples_max, n_entries_max);
+    }
+    int major = 0, minor = 0;
+    sampler r;
+    memset(&r, 0, sizeof r);
+    cudaError_t e = cudaDeviceGetAttribute(&r.n_sms, cudaDevAttrMultiProcessorCount, device);
+    if (e == cudaSuccess) {
+        e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    if (e == cudaSuccess) {
+        e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    }
+    if (e != cudaSuccess) {
+        return error_set(err, E_DEVICE, "cuda: device %d: %s", device, cudaGetErrorString(e));
+    }
+    r.n_vocab = n_vocab;
+    r.n_samples_max = n_samples_max;
+    r.logits_stride = logits_stride;
+    r.n_entries_max = n_entries_max;
+    r.never_sampled = never_sampled;
+    r.sm = major * 10 + minor;
+    *s = r;
+    return OK;
+}
+
+extern "C" size_t sampler_plan_bytes(const sampler *s) {
+    return align_up(((size_t)s->n_samples_max + 1) * sizeof(int32_t));
+}
+
+/* Lays the workspace out; NULL base: only its size matters. */
+static size_t place_workspace(const sampler *s, char *base, sample_args *a) {
+    size_t used = 0;
+    const size_t rows = (size_t)s->n_samples_max, slices = rows * (size_t)n_slices(s);
+    const size_t entries = (size_t)s->n_entries_max + 1;
+    auto take = [&](size_t bytes) {
+        char *p = base + used;
+        used += align_up(bytes);
+        return p;
+    };
+    a->best = (unsigned long long *)take(rows * sizeof(unsigned long long));
+    a->ticket = (unsigned *)take(rows * sizeof(unsigned));
+    a->entry_raw = (float *)take(entries * sizeof(float));
+    a->entry_adj = (float *)take(entries * sizeof(float));
+    a->group_raw = (float *)take(slices * GROUPS * sizeof(float));
+    a->group_top =
+        s->never_sampled ? (float *)take(slices * GROUPS * sizeof(float)) : a->group_raw;
+    a->slice_top = (float *)take(slices * sizeof(float));
+    a->slice_raw = (float *)take(slices * sizeof(float));
+    a->sum_top = (float *)take(slices * sizeof(float));
+    a->sum_raw = (float *)take(slices * sizeof(float));
+    a->slice_arg = (int32_t *)take(slices * sizeof(int32_t));
+    a->slice_bad = (int32_t *)take(slices * sizeof(int32_t));
+    a->row_top = (float *)take(rows * sizeof(float));
+    a->pending = (int32_t *)take(rows * sizeof(int32_t));
+    return used;
+}
+
+extern "C" size_t sampler_workspace_bytes(const sampler *s) {
+    sample_args a;
+    return place_workspace(s, NULL, &a);
+}
+
+extern "C" status sampler_plan_make(const sampler *s, const step *st, void *buffer,
+                                    sampler_plan *p) {
+    if (st->n_samples < 0 || st->n_samples > s->n_samples_max) return E_INVAL;
+    memset(p, 0, sizeof *p);
+    int32_t *entry_start = (int32_t *)buffer;
+    long long n = 0;
+    p->greedy_only = true;
+    for (int i = 0; i < st->n_samples; i++) {
+        const sample_row *r = &st->sample[i];
+        entry_start[i] = (int32_t)n;
+        if (r->n_bias > 0 || r->n_seen > 0) p->entries = true;
+        if (r->target >= 0 || r->logprob || r->n_top > 0) p->detail = true;
+        if (r->temperature > 0.0f) p->greedy_only = false;
+        n += (long long)r->n_bias + r->n_seen;
+        if (r->n_bias < 0 || r->n_seen < 0 || n > s->n_entries_max) return E_INVAL;
+    }
+    entry_start[st->n_samples] = (int32_t)n;
+    if (p->entries || p->detail) p->greedy_only = false;
+    p->n_rows = st->n_samples;
+    p->bytes = align_up(((size_t)st->n_samples + 1) * sizeof(int32_t));
+    return OK;
+}
+
+/* Larger clusters pay while they find free multiprocessors: H200, 64 rows, top-p: 1, 2, 4, 8 blocks
+ * 117, 82, 110, 180 us. */
+static int cluster_for(const sampler *s, int n_rows) {
+    if (s->sm < 90) return 1;
+    return n_rows <= 16 ? 8 : n_rows <= 32 ? 4 : n_rows <= 64 ? 2 : 1;
+}
+
+extern "C" status cuda_sample(const sampler *s, const sampler_plan *p, const sampler_args *args,
+                              cudaStream_t stream) {
+    if (p->n_rows == 0) return OK;
+    if (p->n_rows < 0 || p->n_rows > s->n_samples_max || (p->detail && !args->out)) return E_INVAL;
+    sample_args a;
+    memset(&a, 0, sizeof a);
+    place_workspace(s, (char *)args->workspace, &a);
+    a.logits = args->logits;
+    a.stride = (size_t)s->logits_stride;
+    a.rows = args->rows;
+    a.bias = args->bias;
+    a.seen = args->seen;
+    a.entry_start = (const int32_t *)args->plan;
+    a.never = s->never_sampled;
+    a.n_vocab = s->n_vocab;
+    a.n_slices = n_slices(s);
+    a.n_rows = p->n_rows;
+    a.token = args->token;
+    a.out = p->detail ? args->out : NULL;
+    const bool pdl = args->pdl && s->sm >= 90;
+    if (p->greedy_only) return sample_scan_launch(&a, true, pdl, stream);
+    const int cluster = cluster_for(s, p->n_rows);
+    status st = OK;
+    if (p->entries) st = sample_prepare_launch(&a, pdl, stream);
+    if (st == OK) st = sample_scan_launch(&a, false, pdl, stream);
+    if (st == OK) st = sample_pick_launch(&a, pdl, stream);
+    a.restore = p->entries && !p->detail;
+    if (st == OK) st = sample_prefix_launch(&a, cluster, pdl, stream);
+    if (st == OK && p->detail) st = sample_detail_launch(&a, cluster, pdl, stream);
+    return st;
+}

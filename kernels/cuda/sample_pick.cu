@@ -1,0 +1,134 @@
+/* Draws the rows whose answer a short list holds: greedy, top-k up to 1,024, min-p. Others are left
+ * to the prefix kernel (sample_args.pending).
+ *   one block a row, 512 threads
+ *   the k-th largest group maximum bounds the k-th value from below; groups above the bound are read
+ *   (about 32 k tokens), at most 2,048 candidates sorted as (value, id): exact top-k with ties, min-p,
+ *   top-p, draw
+ *   bytes: 1/32 of the logits and what the groups hold; latency bound, 8-12 us a step
+ *   numerics: weights in float32, sums in double in a fixed order */
+#include "kernels/cuda/sample_device.cuh"
+
+struct pick_scratch {
+    block_scratch block;
+    u64 list[LIST_MAX];
+    unsigned bins[BINS];
+    int n, id;
+};
+
+/* Cuts and draws from the complete list of n >= 1 candidates. All threads. */
+__device__ static int draw_from_list(pick_scratch &s, const sample_row &r, int n, int k,
+                                     float top) {
+    const int t = threadIdx.x;
+    const float c = LOG2_E / r.temperature;
+    block_sort(s.list, n);
+    if (k > 0 && k < n) { /* ties with the k-th stay */
+        const float kth = key_value(s.list[k - 1]);
+        int q = 0;
+        for (int i = t; i < n; i += SAMPLE_THREADS) q += key_value(s.list[i]) >= kth;
+        n = block_count(s.block, q);
+    }
+    double w[4], sum = 0.0, total;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const int i = t * 4 + j;
+        w[j] = i < n ? (double)weight(key_value(s.list[i]), top, c) : 0.0;
+        sum += w[j];
+    }
+    double q = block_scan(s.block, sum, &total) - sum;
+    double upto[4];
+    for (int j = 0; j < 4; j++) {
+        q += w[j];
+        upto[j] = q;
+    }
+    double kept = total;
+    if (filters_top_p(r)) { /* the smallest prefix that reaches p */
+        const double need = (double)r.top_p * total;
+        int below = 0;
+        for (int j = 0; j < 4; j++) below += t * 4 + j < n && upto[j] < need;
+        n = min(block_count(s.block, below) + 1, n);
+        __shared__ double cut;
+        for (int j = 0; j < 4; j++) {
+            if (t * 4 + j == n - 1) cut = upto[j];
+        }
+        __syncthreads(); /* cut is set */
+        kept = cut;
+    }
+    const double x = (double)sample_uniform(r.seed, r.position) * kept;
+    int before = 0;
+    for (int j = 0; j < 4; j++) before += t * 4 + j < n && upto[j] <= x;
+    return key_id(s.list[min(block_count(s.block, before), n - 1)]);
+}
+
+/* Lowest id of the largest adjusted value. All threads. */
+__device__ static int greedy(pick_scratch &s, const row_view &v, float top) {
+    if (threadIdx.x == 0) s.id = v.a.n_vocab;
+    __syncthreads(); /* id is set */
+    for (int i = threadIdx.x; i < v.a.n_slices; i += SAMPLE_THREADS) {
+        const int o = v.row * v.a.n_slices + i;
+        if (v.a.slice_top[o] == top) atomicMin(&s.id, v.a.slice_arg[o]);
+    }
+    for (int i = threadIdx.x; i < v.n_entries; i += SAMPLE_THREADS) {
+        if (v.entries(false)[i] == top) atomicMin(&s.id, v.entry_id(i));
+    }
+    __syncthreads(); /* id is the least */
+    return s.id;
+}
+
+__global__ void __launch_bounds__(SAMPLE_THREADS) sample_pick_kernel(const sample_args a) {
+    __shared__ pick_scratch s;
+    const int row = blockIdx.x, t = threadIdx.x;
+    ptx::pdl_trigger();
+    ptx::pdl_wait();
+    const sample_row r = a.rows[row];
+    const row_view v(a, row);
+    bool bad = false;
+    float top = -INFINITY;
+    for (int i = t; i < a.n_slices; i += SAMPLE_THREADS) {
+        bad |= a.slice_bad[row * a.n_slices + i] != 0;
+        top = fmaxf(top, a.slice_top[row * a.n_slices + i]);
+    }
+    for (int i = t; i < v.n_entries; i += SAMPLE_THREADS) {
+        bad |= !(v.entries(true)[i] < INFINITY);
+        top = fmaxf(top, v.entries(false)[i]);
+    }
+    bad = __syncthreads_or(bad);
+    top = block_max(s.block, top);
+    if (t == 0) {
+        s.n = 0;
+        a.row_top[row] = top;
+    }
+    int verdict = ROW_DONE, id = -1;
+    if (bad) {
+        if (t == 0) write_not_finite(a, row);
+    } else if (r.target >= 0) {
+        id = r.target;
+    } else if (is_hole(top)) {
+        id = 0; /* everything is forbidden: the lowest id, as argmax over equals */
+    } else if (r.temperature <= 0.0f) {
+        id = greedy(s, v, top);
+    } else {
+        const int k = filters_top_k(r, a.n_vocab) ? r.top_k : 0;
+        verdict = k > TOP_K_LIST ? ROW_TOP_K : ROW_PREFIX;
+        if (k <= TOP_K_LIST && (k > 0 || r.min_p > 0.0f)) {
+            float low = min_p_bound(r, top);
+            if (k > 0) low = fmaxf(low, kth_bound(s.block, v, s.bins, k, false, top));
+            gather(v, low, false, s.list, &s.n);
+            const int n = s.n;
+            if (n <= LIST_MAX) {
+                id = draw_from_list(s, r, n, k, top);
+                verdict = ROW_DONE;
+            } else if (k > 0) {
+                verdict = ROW_TOP_K;
+            }
+        }
+    }
+    if (t == 0) {
+        a.pending[row] = bad ? ROW_DONE : verdict;
+        if (id >= 0) write_token(a, row, id);
+    }
+}
+
+status sample_pick_launch(const sample_args *a, bool pdl, cudaStream_t stream) {
+    return cuda_launch(sample_pick_kernel, dim3((unsigned)a->n_rows), dim3(SAMPLE_THREADS), 0,
+                       stream, pdl, *a);
+}
