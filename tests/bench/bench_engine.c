@@ -44,6 +44,13 @@ typedef struct tally {
     int64_t prefill_ns, prefill_tokens;
 } tally;
 
+struct bench;
+typedef struct stream {
+    struct bench *bench;
+    engine_request request;
+    int n_tokens;
+} stream;
+
 typedef struct bench {
     args a;
     engine *engine;
@@ -53,6 +60,10 @@ typedef struct bench {
     pthread_cond_t done;
     int n_left;
     long n_failed, n_tokens;
+    stream *stream; /* [n_streams] of the case that runs */
+    int n_streams;
+    bool gate; /* each waits after its first token until all have one: then all decode */
+    int n_at_gate;
     json_t *report;
 } bench;
 
@@ -164,9 +175,21 @@ static void on_step(void *ctx, const step_report *r) {
         t->ns[t->n++] = r->step_ns;
 }
 
+static void open_gate(bench *b) {
+    for (int i = 0; i < b->n_streams; i++) atomic_store(&b->stream[i].request.paused, false);
+    engine_wake(b->engine);
+}
+
 static void on_event(void *ctx, const engine_event *e) {
-    bench *b = ctx;
-    if (e->kind == EVENT_TOKEN) b->n_tokens++;
+    stream *s = ctx;
+    bench *b = s->bench;
+    if (e->kind == EVENT_TOKEN) {
+        b->n_tokens++;
+        if (s->n_tokens++ == 0 && b->gate) {
+            atomic_store(&s->request.paused, true);
+            if (++b->n_at_gate == b->n_streams) open_gate(b);
+        }
+    }
     if (e->kind != EVENT_ENDED) return;
     pthread_mutex_lock(&b->lock);
     b->n_failed += e->end != END_FINISHED;
@@ -180,33 +203,41 @@ static uint64_t next_random(uint64_t *x) {
     return *x ^= *x << 17;
 }
 
-/* Runs n requests of lengths io[2 * i], io[2 * i + 1] at once; returns the wall time. */
-static int64_t run(bench *b, int n, const int *io) {
+static stream *make_streams(bench *b, int n, const int *io, int32_t **tokens) {
     static uint64_t seed = 88172645463325252u;
-    engine_request *r = calloc((size_t)n, sizeof *r);
+    stream *s = calloc((size_t)n, sizeof *s);
     size_t total = 0, at = 0;
     for (int i = 0; i < n; i++) total += (size_t)io[2 * i];
-    int32_t *tokens = malloc(total * sizeof *tokens);
-    if (r == NULL || tokens == NULL) die("memory", "out of it");
+    *tokens = malloc(total * sizeof **tokens);
+    if (s == NULL || *tokens == NULL) die("memory", "out of it");
     for (size_t i = 0; i < total; i++)
-        tokens[i] = (int32_t)(next_random(&seed) % (uint64_t)b->desc->n_vocab);
-    b->n_left = n;
-    b->n_failed = b->n_tokens = 0;
+        (*tokens)[i] = (int32_t)(next_random(&seed) % (uint64_t)b->desc->n_vocab);
     for (int i = 0; i < n; i++) {
-        r[i] = (engine_request){.prompt = tokens + at,
-                                .n_prompt = io[2 * i],
-                                .max_tokens = io[2 * i + 1],
-                                .n_choices = 1,
-                                .ignore_eos = true,
-                                .deadline_ns = TIME_NEVER,
-                                .time_limit_ns = TIME_NEVER,
-                                .on_event = on_event,
-                                .ctx = b};
+        s[i].bench = b;
+        s[i].request = (engine_request){.prompt = *tokens + at,
+                                        .n_prompt = io[2 * i],
+                                        .max_tokens = io[2 * i + 1],
+                                        .n_choices = 1,
+                                        .ignore_eos = true,
+                                        .deadline_ns = TIME_NEVER,
+                                        .time_limit_ns = TIME_NEVER,
+                                        .on_event = on_event,
+                                        .ctx = &s[i]};
         at += (size_t)io[2 * i];
     }
+    return s;
+}
+
+/* Runs n requests of lengths io[2 * i], io[2 * i + 1] at once; returns the wall time. */
+static int64_t run(bench *b, int n, const int *io, bool gate) {
+    int32_t *tokens;
+    b->stream = make_streams(b, n, io, &tokens);
+    b->n_left = b->n_streams = n;
+    b->n_failed = b->n_tokens = b->n_at_gate = 0;
+    b->gate = gate && io[1] > 1;
     const int64_t began = clock_now_ns();
     for (int i = 0; i < n; i++) {
-        const status s = engine_submit(b->engine, &r[i]);
+        const status s = engine_submit(b->engine, &b->stream[i].request);
         if (s != OK) die("submit", status_name(s));
     }
     pthread_mutex_lock(&b->lock);
@@ -215,7 +246,7 @@ static int64_t run(bench *b, int n, const int *io) {
     const int64_t ns = clock_now_ns() - began;
     if (b->n_failed > 0) die("run", "a request failed");
     free(tokens);
-    free(r);
+    free(b->stream);
     return ns;
 }
 
@@ -248,7 +279,7 @@ static void bench_decode(bench *b, int batch, int prompt) {
     tally *t = &b->tally;
     int *io = same(batch, prompt, b->a.output);
     *t = (tally){.batch = batch, .ns = t->ns};
-    const int64_t wall = run(b, batch, io);
+    const int64_t wall = run(b, batch, io, true);
     free(io);
     int64_t sum = 0;
     for (int i = 0; i < t->n; i++) sum += t->ns[i];
@@ -279,7 +310,7 @@ static void bench_prefill(bench *b, int prompt) {
     const int rounds = prompt >= 4096 ? 3 : 5;
     for (int i = 0; i < rounds; i++) {
         *t = (tally){.batch = -1, .ns = t->ns};
-        const int64_t wall = run(b, 1, io);
+        const int64_t wall = run(b, 1, io, false);
         sum += wall;
         if (wall < best) best = wall;
     }
@@ -307,7 +338,7 @@ static void bench_mixed(bench *b) {
         in += io[2 * i];
     }
     b->tally = (tally){.batch = -1, .ns = b->tally.ns};
-    const int64_t wall = run(b, n, io);
+    const int64_t wall = run(b, n, io, false);
     engine_stats s;
     engine_read_stats(b->engine, &s);
     const double rate = 1e9 * (double)b->n_tokens / (double)wall;
@@ -355,7 +386,8 @@ int main(int argc, char **argv) {
     open_engine(&b);
     const int warm[] = {64, 8, 64, 8};
     b.tally.batch = -1;
-    run(&b, 2, warm); /* touches every code path once, and gives the scheduler its first costs */
+    run(&b, 2, warm,
+        false); /* touches every code path once, and gives the scheduler its first costs */
 
     if (b.a.batch.n > 0)
         printf("%6s %7s %12s %10s %8s %8s %10s %8s %6s\n", "batch", "prompt", "tok/s decode",
