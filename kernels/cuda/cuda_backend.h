@@ -11,6 +11,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/gemv.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/sample.h"
@@ -32,6 +33,7 @@ typedef struct cuda_layer {
     int n_gate_up;
     float *qkv_bias, *o_bias; /* or NULL */
     float *attn_norm, *ffn_norm, *q_norm, *k_norm;
+    uint16_t *attn_norm_half, *ffn_norm_half;
 } cuda_layer;
 
 /* Model numbers that outlive load(). */
@@ -86,6 +88,7 @@ typedef struct cuda_backend {
     cuda_layer *layers;
     cuda_matrix head;
     float *head_bias, *output_norm, *rope_freq;
+    uint16_t *output_norm_half;
     void *embd;
     dtype embd_type;
     uint8_t *never_sampled;
@@ -115,6 +118,8 @@ typedef struct cuda_backend {
     cuda_graph graph[GRAPHS_MAX];
     int n_graphs;
     bool reserved;
+    int fused_rows;  /* steps of so few rows take the matrix-vector kernels; 0: none do */
+    bool fused_rope; /* and those of q, k, v rotate and append themselves */
 
     /* the step being queued */
     const step *step;

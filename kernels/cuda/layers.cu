@@ -1,5 +1,6 @@
 /* The operations of a layer on the rows of the step: which kernel, which buffers. The kernels are
  * chosen by the number of rows:
+ *   1..8: the matrix-vector kernels with everything around them folded in (gemv.cuh), five a layer
  *   deterministic, or no better one: gemm_mma (a row's bits do not depend on the others)
  *   more than LT_ROWS: cuBLASLt on halves, from the resident copy or expanded into scratch */
 #include "kernels/cuda/cuda_backend.h"
@@ -84,6 +85,10 @@ status norm(cuda_backend *b, const float *w, const int32_t *rows, int n_rows, ui
     return cuda_rms_norm(&a, b->stream);
 }
 
+bool fused(const cuda_backend *b) {
+    return b->n_rows <= b->fused_rows;
+}
+
 uint8_t *kv_layer(cuda_backend *b, int layer) {
     return b->kv + (size_t)layer * ((size_t)b->kv_blocks + 1) * b->attn.kv.block_bytes;
 }
@@ -123,6 +128,72 @@ status gate_up_slice(cuda_backend *b, const cuda_layer *y, int row0, int n_rows)
     return s == OK ? cuda_swiglu(&g, b->stream) : s;
 }
 
+status fused_gemv(cuda_backend *b, const cuda_matrix *m, gemv_output output, gemv_args *a) {
+    a->m = *m;
+    a->eps = b->shape.norm_eps;
+    a->n_rows = b->n_rows;
+    a->pdl = b->pdl;
+    return cuda_gemv(a, output, b->n_sms, b->stream);
+}
+
+status rope_append(cuda_backend *b, int layer) {
+    const cuda_layer *y = &b->layers[layer];
+    rope_append_args a = {};
+    a.qkv = b->qkv;
+    a.qkv_type = DTYPE_F32;
+    a.q_norm = y->q_norm;
+    a.k_norm = y->k_norm;
+    a.norm_eps = b->shape.norm_eps;
+    a.n_rot = b->shape.n_rot;
+    a.neox = false; /* load.cu has reordered the rows */
+    a.q = b->q;
+    a.kv_layer = kv_layer(b, layer);
+    a.step = &b->step_dev;
+    a.n_tokens = b->n_rows;
+    a.pdl = b->pdl;
+    return cuda_rope_append(&b->attn, &a, b->stream);
+}
+
+status fused_qkv(cuda_backend *b, int layer) {
+    const cuda_layer *y = &b->layers[layer];
+    for (int i = 0; i < y->n_qkv; i++) {
+        gemv_args a = {};
+        a.x = b->x_half;
+        a.norm = y->attn_norm_half;
+        a.bias = y->qkv_bias != nullptr ? y->qkv_bias + y->qkv_column[i] : nullptr;
+        a.y = b->qkv + y->qkv_column[i];
+        a.ldy = b->shape.n_qkv_out;
+        gemv_rope *r = &a.rope;
+        r->kv = b->attn.kv;
+        r->kv_layer = kv_layer(b, layer);
+        r->q = (uint16_t *)b->q;
+        r->block = b->dev.block;
+        r->block_start = b->dev.block_start;
+        r->row_seq = b->dev.row_seq;
+        r->row_pos = b->dev.row_pos;
+        r->rope = b->dev.rope;
+        r->n_heads = b->shape.n_heads;
+        r->n_rot = b->shape.n_rot;
+        r->column0 = y->qkv_column[i];
+        const status s = fused_gemv(b, &y->qkv[i], b->fused_rope ? GEMV_ROPE : GEMV_STORE, &a);
+        if (s != OK) return s;
+    }
+    return b->fused_rope ? OK : rope_append(b, layer);
+}
+
+/* x += W in (+ bias), and its half copy. */
+status fused_residual(cuda_backend *b, const cuda_matrix *m, const uint16_t *in,
+                      const float *bias) {
+    gemv_args a = {};
+    a.x = in;
+    a.bias = bias;
+    a.y = b->x;
+    a.ldy = b->shape.n_embd;
+    a.half_out = b->x_half;
+    a.ld_half = b->shape.n_embd;
+    return fused_gemv(b, m, GEMV_RESIDUAL, &a);
+}
+
 } // namespace
 
 status cuda_op_embed(cuda_backend *b) {
@@ -144,27 +215,14 @@ status cuda_op_embed(cuda_backend *b) {
 status cuda_op_qkv(cuda_backend *b, int layer) {
     const cuda_shape *sh = &b->shape;
     const cuda_layer *y = &b->layers[layer];
+    if (fused(b)) return fused_qkv(b, layer);
     status s = norm(b, y->attn_norm, nullptr, b->n_rows, b->xn);
     for (int i = 0; i < y->n_qkv && s == OK; i++) {
         s = linear(b, &y->qkv[i], b->xn, sh->n_embd, b->n_rows, b->qkv + y->qkv_column[i],
                    sh->n_qkv_out, y->qkv_bias != nullptr ? y->qkv_bias + y->qkv_column[i] : nullptr,
                    false);
     }
-    if (s != OK) return s;
-    rope_append_args a = {};
-    a.qkv = b->qkv;
-    a.qkv_type = DTYPE_F32;
-    a.q_norm = y->q_norm;
-    a.k_norm = y->k_norm;
-    a.norm_eps = sh->norm_eps;
-    a.n_rot = sh->n_rot;
-    a.neox = false; /* load.cu has reordered the rows */
-    a.q = b->q;
-    a.kv_layer = kv_layer(b, layer);
-    a.step = &b->step_dev;
-    a.n_tokens = b->n_rows;
-    a.pdl = b->pdl;
-    return cuda_rope_append(&b->attn, &a, b->stream);
+    return s == OK ? rope_append(b, layer) : s;
 }
 
 status cuda_op_attention(cuda_backend *b, int layer) {
@@ -183,12 +241,21 @@ status cuda_op_attention(cuda_backend *b, int layer) {
 
 status cuda_op_attn_output(cuda_backend *b, int layer) {
     const cuda_layer *y = &b->layers[layer];
+    if (fused(b)) return fused_residual(b, &y->o, b->att, y->o_bias);
     return linear(b, &y->o, b->att, b->shape.n_heads * b->shape.head_dim, b->n_rows, b->x,
                   b->shape.n_embd, y->o_bias, true);
 }
 
 status cuda_op_gate_up(cuda_backend *b, int layer) {
     const cuda_layer *y = &b->layers[layer];
+    if (fused(b)) {
+        gemv_args a = {};
+        a.x = b->x_half;
+        a.norm = y->ffn_norm_half;
+        a.half_out = b->act;
+        a.ld_half = b->shape.n_ff;
+        return fused_gemv(b, &y->gate_up[0], GEMV_GLU, &a);
+    }
     status s = norm(b, y->ffn_norm, nullptr, b->n_rows, b->xn);
     for (int row = 0; row < b->n_rows && s == OK; row += GLU_ROWS_MAX) {
         const int left = b->n_rows - row;
@@ -199,12 +266,22 @@ status cuda_op_gate_up(cuda_backend *b, int layer) {
 
 status cuda_op_down(cuda_backend *b, int layer) {
     const cuda_layer *y = &b->layers[layer];
+    if (fused(b)) return fused_residual(b, &y->down, b->act, nullptr);
     return linear(b, &y->down, b->act, b->shape.n_ff, b->n_rows, b->x, b->shape.n_embd, nullptr,
                   true);
 }
 
 status cuda_op_head(cuda_backend *b) {
     if (b->n_head_rows == 0) return OK;
+    if (b->head_is_rows && fused(b)) {
+        gemv_args a = {};
+        a.x = b->x_half;
+        a.norm = b->output_norm_half;
+        a.bias = b->head_bias;
+        a.y = b->logits;
+        a.ldy = b->logits_stride;
+        return fused_gemv(b, &b->head, GEMV_STORE, &a);
+    }
     const int32_t *rows = b->head_is_rows ? nullptr : b->dev.sample_rows;
     const status s = norm(b, b->output_norm, rows, b->n_head_rows, b->head_x);
     if (s != OK) return s;

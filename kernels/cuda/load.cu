@@ -69,6 +69,20 @@ status load_vector(loader *l, const tensor_view *v, const int32_t *rows, int n, 
     return e == cudaSuccess ? OK : device_error(l, v->name);
 }
 
+/* Norm weights as halves, for the kernels that multiply them into half fragments. */
+status load_half(loader *l, const tensor_view *v, int n, uint16_t **out) {
+    status s = take(l, (size_t)n * sizeof(uint16_t), (void **)out, v->name);
+    if (s != OK) return s;
+    uint16_t *host = (uint16_t *)malloc((size_t)n * sizeof(uint16_t));
+    if (host == nullptr) return error_set(l->err, E_NOMEM, "cuda: %s: host memory", v->name);
+    const float *from = (const float *)v->data;
+    for (int i = 0; i < n; i++) host[i] = __half_as_ushort(__float2half_rn(from[i]));
+    const cudaError_t e =
+        cudaMemcpy(*out, host, (size_t)n * sizeof(uint16_t), cudaMemcpyHostToDevice);
+    free(host);
+    return e == cudaSuccess ? OK : device_error(l, v->name);
+}
+
 status matrix_take(loader *l, cuda_matrix *m, weight_format f, int n_tiles, int n_out, int n_in,
                    const char *name) {
     memset(m, 0, sizeof *m);
@@ -233,7 +247,8 @@ status load_layer(loader *l, const layer_desc *d, cuda_layer *y) {
     if (s == OK && (y->attn_norm == nullptr || y->ffn_norm == nullptr)) {
         s = error_set(l->err, E_UNSUPPORTED, "cuda: a layer without norm weights");
     }
-    return s;
+    if (s == OK) s = load_half(l, &d->attn_norm, m->n_embd, &y->attn_norm_half);
+    return s == OK ? load_half(l, &d->ffn_norm, m->n_embd, &y->ffn_norm_half) : s;
 }
 
 /* Row i of a projected head is row rows[i] of the file: pairs (i, i + n_rot/2) become (2i, 2i+1).
@@ -332,6 +347,7 @@ status load_ends(loader *l) {
     if (s == OK && b->output_norm == nullptr) {
         s = error_set(l->err, E_UNSUPPORTED, "cuda: no output norm");
     }
+    if (s == OK) s = load_half(l, &m->output_norm, m->n_embd, &b->output_norm_half);
     tensor_view freq = {"rope frequencies", m->rope_freq, DTYPE_F32, m->n_rot / 2, 1};
     if (s == OK && m->n_rot > 0) s = load_vector(l, &freq, nullptr, m->n_rot / 2, &b->rope_freq);
     if (s != OK || m->never_sampled == nullptr) return s;

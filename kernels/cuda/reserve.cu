@@ -124,6 +124,31 @@ status make_plain(cuda_backend *b, size_t total, size_t free_bytes, size_t *byte
     return OK;
 }
 
+bool layer_fits(const cuda_backend *b, const cuda_layer *y, int rows) {
+    const gemv_output qkv = b->fused_rope ? GEMV_ROPE : GEMV_STORE;
+    bool fits = y->n_gate_up == 1 && gemv_fits(&y->gate_up[0], GEMV_GLU, rows, b->n_sms) &&
+                gemv_fits(&y->o, GEMV_RESIDUAL, rows, b->n_sms) &&
+                gemv_fits(&y->down, GEMV_RESIDUAL, rows, b->n_sms);
+    for (int i = 0; i < y->n_qkv; i++) fits = fits && gemv_fits(&y->qkv[i], qkv, rows, b->n_sms);
+    return fits;
+}
+
+/* How many rows the matrix-vector kernels take: every layer and the head must fit. */
+void choose_fused(cuda_backend *b) {
+    const dtype t = b->attn.kv.type;
+    b->fused_rope = (t == DTYPE_F16 || t == DTYPE_BF16) && b->layers[0].q_norm == nullptr &&
+                    b->layers[0].k_norm == nullptr;
+    b->fused_rows = 0;
+    if (b->sm != 90 || b->options.deterministic) return;
+    for (int rows = FUSED_ROWS_MAX; rows > 0 && b->fused_rows == 0; rows--) {
+        bool fits = gemv_fits(&b->head, GEMV_STORE, rows, b->n_sms);
+        for (int i = 0; i < b->shape.n_layers && fits; i++) {
+            fits = layer_fits(b, &b->layers[i], rows);
+        }
+        if (fits) b->fused_rows = rows;
+    }
+}
+
 status check_limits(const cuda_backend *b, const backend_limits *w, capacities *c, error *err) {
     if (w->n_tokens_max < 1 || w->n_tokens_max > LIMIT_STEP_TOKENS || w->n_seqs_max < 1 ||
         w->n_seqs_max > LIMIT_SEQUENCES || w->n_samples_max < w->n_seqs_max || w->n_bias_max < 0 ||
@@ -266,6 +291,8 @@ status cuda_reserve(backend *base, const backend_limits *want, backend_memory *g
     got->weights_bytes = weights;
     got->workspace_bytes = work + plain;
     b->limits = *want;
+    b->step_dev = {b->dev.seq_start, b->dev.kv_len,  b->dev.block_start, b->dev.block,
+                   b->dev.row_seq,   b->dev.row_pos, b->dev.rope};
     for (int i = 0; i < SLOTS; i++) {
         if (cudaEventCreateWithFlags(&b->slot[i].done, cudaEventDisableTiming) != cudaSuccess) {
             return cuda_keep(b, E_DEVICE);
@@ -276,5 +303,9 @@ status cuda_reserve(backend *base, const backend_limits *want, backend_memory *g
                          cudaGetErrorString(cudaGetLastError()));
     }
     b->reserved = true;
+    choose_fused(b);
+    if (b->fused_rows > 0 && gemv_init() != OK) {
+        return error_set(err, cuda_keep(b, E_DEVICE), "cuda: matrix-vector kernels do not start");
+    }
     return cuda_graphs_capture(b, err);
 }

@@ -1,0 +1,328 @@
+/* Linear layer of 1..8 rows on tensor cores, memory bound: a block owns a run of 16-row tiles and
+ * all inputs; its warps split the inputs, so the activations of a warp stay in registers while it
+ * walks over the tiles. Each warp streams its weights through a private ring of bulk copies: no
+ * producer, no "empty" barriers, no block barrier in the main loop. A slot is re-armed only after
+ * the MMAs that consumed its registers (right after the loads were issued is a race, seen in the
+ * study). grid: one block an SM (at most a tile, or a pair of them, each); block: n_warps warps; a
+ * warp takes UW units of 64 inputs a pass; inputs beyond 64 * UW * n_warps take further passes with
+ * the accumulators of all tiles in registers (MULTI) shared memory: ring n_warps * n_slots * slot |
+ * sums 4 tiles * n_warps * n_rows * 20 floats | barriers, squares, row scales bytes: the matrix
+ * once. 8B Q4_K gate_up (28672 x 4096): 67.9 MB = 15.4 us at 4.4 TB/s; study 18.0 Folded in: norm
+ * x is the residual times 2^-3 in halves; a fragment is multiplied by the norm weight, each warp
+ * sums its squares, and 1/rms scales the outputs, where the block meets anyway rope   pairs (2i,
+ * 2i+1) sit in one tile: a shuffle rotates; k and v go to the cache glu    gate and up tiles lie in
+ * turns; a block takes whole pairs Everything that does not depend on the kernel before is read
+ * before griddepcontrol.wait. Numerics: half weights and activations, float32 sums in a fixed
+ * order: same bits every run, and for every n_rows. Source: our studies of linear layers and of the
+ * decode step. */
+#ifndef INFERD_KERNELS_CUDA_GEMV_CUH
+#define INFERD_KERNELS_CUDA_GEMV_CUH
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/gemv_table.h"
+#include "kernels/cuda/weight_format.cuh"
+
+enum { GEMV_THREADS_MAX = 512, GEMV_SUM_STRIDE = 20, GEMV_SUM_TILES = 4, GEMV_TILES_MULTI = 2 };
+
+/* Ring slot of UW units: keeps a copy's place in its 128-byte line, so that copies go line by line.
+ */
+template <int F, int UW> struct gemv_slot {
+    static constexpr int CHUNKS = UW / wf_traits<F>::UNITS;
+    static constexpr int BYTES = CHUNKS * wf_traits<F>::BYTES;
+    static constexpr int PITCH = BYTES % 128 != 0 ? BYTES / 128 * 128 + 256 : BYTES;
+};
+
+__host__ __device__ inline size_t gemv_smem(int pitch, int n_warps, int n_slots, int n_rows,
+                                            int tiles) {
+    return (size_t)(n_warps * n_slots) * (size_t)pitch +
+           (size_t)(GEMV_SUM_TILES * n_warps * n_rows * GEMV_SUM_STRIDE) * 4 +
+           (size_t)(n_warps * n_slots) * 8 + (size_t)n_warps * 32 + (size_t)tiles * 64;
+}
+
+#if PTX_SM90
+__device__ __forceinline__ uint64_t evict_first_policy() {
+    uint64_t p;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
+    return p;
+}
+__device__ __forceinline__ void bulk_load_once(uint32_t dst, const void *src, int bytes,
+                                               uint32_t bar, uint64_t policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0],[%1],%2,[%3],%4;" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(bar), "l"(policy)
+                 : "memory");
+}
+
+/* Half x rows: lane's 16 inputs of unit `unit` of row g, zero past the edges. */
+__device__ __forceinline__ void gemv_load_x(uint32_t (&x)[8], const uint16_t *rows, int g,
+                                            int n_rows, int n_in, int unit, int t) {
+    const int k = unit * UNIT_INPUTS + 16 * t;
+    uint4 p = make_uint4(0, 0, 0, 0), q = p;
+    if (g < n_rows && k < n_in) {
+        const uint4 *s = (const uint4 *)(rows + (size_t)g * (size_t)n_in + k);
+        p = __ldcg(s);
+        q = __ldcg(s + 1);
+    }
+    x[0] = p.x;
+    x[1] = p.y;
+    x[2] = p.z;
+    x[3] = p.w;
+    x[4] = q.x;
+    x[5] = q.y;
+    x[6] = q.z;
+    x[7] = q.w;
+}
+
+/* One output of q, k or v: rotated, to its place. v: with bias; the partner of the pair is in the
+ * neighbouring lane, so all lanes come here; write: this lane has an output. */
+__device__ __forceinline__ void gemv_rope_output(const gemv_rope &r, bool write, int column, int n,
+                                                 float v) {
+    const float other = __shfl_xor_sync(ptx::FULL, v, 1);
+    if (!write) return;
+    const int d_head = r.kv.head_dim, n_kv = r.kv.n_kv_heads;
+    n += r.column0;
+    const int head = n / d_head, d = n - head * d_head;
+    if (head < r.n_heads + n_kv && d < r.n_rot) {
+        const float2 a = __ldg(r.rope + (size_t)column * (size_t)(r.n_rot / 2) + d / 2);
+        v = v * a.x + (d & 1 ? other : -other) * a.y;
+    }
+    v = v != v ? 0.0f : v;
+    uint16_t bits;
+    if (r.kv.type == DTYPE_F16) {
+        bits = __half_as_ushort(__float2half_rn(saturate_half(v)));
+    } else {
+        v = fminf(fmaxf(v, -3.38e38f), 3.38e38f);
+        bits = __bfloat16_as_ushort(__float2bfloat16_rn(v));
+    }
+    if (head < r.n_heads) {
+        r.q[(size_t)column * (size_t)(r.n_heads * d_head) + n] = bits;
+        return;
+    }
+    const int value = head >= r.n_heads + n_kv ? 1 : 0;
+    const int kv_head = head - r.n_heads - value * n_kv;
+    const int pos = __ldg(r.row_pos + column),
+              first = __ldg(r.block_start + __ldg(r.row_seq + column));
+    const int block = __ldg(r.block + first + pos / r.kv.block_tokens);
+    uint8_t *at = r.kv_layer + kv_head_offset(&r.kv, block, kv_head) +
+                  kv_elem_offset(&r.kv, value, pos % r.kv.block_tokens, d);
+    *(uint16_t *)at = bits;
+}
+#endif
+
+template <int F, int UW, int EP, bool MULTI>
+__global__ __launch_bounds__(GEMV_THREADS_MAX,
+                             1) void gemv_kernel(const __grid_constant__ gemv_args p) {
+#if PTX_SM90
+    using slot_t = gemv_slot<F, UW>;
+    constexpr bool NORM = EP != GEMV_RESIDUAL;
+    constexpr int PAIR = EP == GEMV_GLU ? 2 : 1, GROUP = 2, CST = GEMV_SUM_STRIDE;
+    constexpr int NACC = MULTI ? GEMV_TILES_MULTI : 1;
+    extern __shared__ __align__(128) uint8_t smem[];
+    const int tid = (int)threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
+    const int n_warps = p.n_warps, n_slots = p.n_slots, n_rows = p.n_rows, n_threads = n_warps * 32;
+    uint8_t *ring = smem + (size_t)(warp * n_slots) * slot_t::PITCH;
+    float *sums = (float *)(smem + (size_t)(n_warps * n_slots) * slot_t::PITCH);
+    uint64_t *bars = (uint64_t *)(sums + GEMV_SUM_TILES * n_warps * n_rows * CST);
+    float *squares = (float *)(bars + n_warps * n_slots), *scales = squares + n_warps * 8;
+    const uint32_t bar = ptx::smem(bars + warp * n_slots), ring_at = ptx::smem(ring);
+
+    const int groups = p.m.n_tiles / PAIR;
+    const int t0 = PAIR * (int)((long long)blockIdx.x * groups / gridDim.x);
+    const int n_tiles = PAIR * (int)((long long)(blockIdx.x + 1) * groups / gridDim.x) - t0;
+    const int n_slices =
+        p.m.n_units / UW; /* of a tile; slice pass * n_warps + warp is this warp's */
+    const size_t tile_bytes = (size_t)n_slices * slot_t::BYTES;
+    const uint8_t *src = p.m.chunks + (size_t)t0 * tile_bytes + (size_t)warp * slot_t::BYTES;
+    const int my_passes = warp < n_slices ? (n_slices - warp + n_warps - 1) / n_warps : 0;
+    const int n_steps = n_tiles * my_passes;
+    const uint64_t policy = evict_first_policy();
+    int fill_tile = 0, fill_pass = 0;
+    auto fill = [&](int slot) {
+        const uint8_t *a =
+            src + (size_t)fill_tile * tile_bytes + (size_t)(fill_pass * n_warps) * slot_t::BYTES;
+        const uint32_t off = slot_t::PITCH > slot_t::BYTES ? (uint32_t)(uintptr_t)a & 127 : 0;
+        ptx::mbar_expect(bar + slot * 8, slot_t::BYTES);
+        bulk_load_once(ring_at + slot * slot_t::PITCH + off, a, slot_t::BYTES, bar + slot * 8,
+                       policy);
+        if (++fill_tile == n_tiles) {
+            fill_tile = 0;
+            fill_pass++;
+        }
+    };
+    ptx::pdl_trigger(); /* the next kernel's weights do not depend on this one */
+    if (lane == 0) {
+        for (int i = 0; i < n_slots; i++) ptx::mbar_init(bar + i * 8, 1);
+        ptx::mbar_init_fence();
+        for (int i = 0; i < n_slots && i < n_steps; i++) fill(i);
+    }
+    __syncwarp();
+    for (int i = tid; i < n_tiles * 16; i += n_threads)
+        scales[i] = __ldg(p.m.row_scale + t0 * 16 + i);
+
+    /* this thread's output in each reduction: row `row` of tile i0 + sub, column `column` */
+    const int row = tid & 15, column = (tid >> 4) % n_rows, sub = (tid >> 4) / n_rows;
+    uint32_t x[UW][8], next_x[MULTI ? UW : 1][8], gamma[NORM ? UW : 1][8];
+    if constexpr (NORM) {
+#pragma unroll
+        for (int u = 0; u < UW; u++)
+            gemv_load_x(gamma[u], p.norm, 0, 1, p.m.n_in, warp * UW + u, t);
+    }
+    ptx::pdl_wait();
+    auto load_x = [&](auto &to, int pass) {
+#pragma unroll
+        for (int u = 0; u < UW; u++) {
+            gemv_load_x(to[u], p.x, g, n_rows, p.m.n_in, (pass * n_warps + warp) * UW + u, t);
+        }
+    };
+    load_x(x, 0);
+    float residual = 0; /* of the first reduction */
+    if (EP == GEMV_RESIDUAL && sub < n_tiles && sub < GROUP) {
+        const int n = (t0 + sub) * 16 + row;
+        if (n < p.m.n_out) residual = __ldcg(p.y + (size_t)column * (size_t)p.ldy + n);
+    }
+    if constexpr (NORM) {
+        float s = 0;
+#pragma unroll
+        for (int u = 0; u < UW; u++) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const float2 f = __half22float2(as_half2(x[u][j]));
+                s += f.x * f.x + f.y * f.y;
+                x[u][j] = half2_bits(__hmul2(as_half2(x[u][j]), as_half2(gamma[u][j])));
+            }
+        }
+        s += __shfl_xor_sync(ptx::FULL, s, 1);
+        s += __shfl_xor_sync(ptx::FULL, s, 2);
+        if (t == 0) squares[warp * 8 + g] = s;
+    }
+
+    float acc[NACC][2][4] = {};
+    float inverse = 1; /* 1 / rms of this thread's column */
+    int slot = 0;
+    uint32_t phase = 0;
+    int step = 0;
+    auto multiply = [&](int i, int pass, float(&ac)[2][4]) {
+        ptx::mbar_wait(bar + slot * 8, phase);
+        const uint8_t *a = src + (size_t)i * tile_bytes + (size_t)(pass * n_warps) * slot_t::BYTES;
+        const uint32_t off = slot_t::PITCH > slot_t::BYTES ? (uint32_t)(uintptr_t)a & 127 : 0;
+        const uint8_t *c = ring + slot * slot_t::PITCH + off;
+        wf_frag<F> f[slot_t::CHUNKS];
+#pragma unroll
+        for (int k = 0; k < slot_t::CHUNKS; k++) f[k].load(c + k * wf_traits<F>::BYTES, lane);
+#pragma unroll
+        for (int u = 0; u < UW; u++) {
+            uint32_t w[16];
+            f[u / wf_traits<F>::UNITS].expand(u % wf_traits<F>::UNITS, w);
+#pragma unroll
+            for (int s = 0; s < 4; s++)
+                mma_half(ac[s & 1], w + 4 * s, x[u][2 * s], x[u][2 * s + 1]);
+        }
+        __syncwarp(); /* all lanes have consumed the slot */
+        if (lane == 0 && step + n_slots < n_steps) fill(slot);
+        step++;
+        if (++slot == n_slots) {
+            slot = 0;
+            phase ^= 1;
+        }
+    };
+    auto store = [&](int i, float(&ac)[2][4]) {
+        float *r = sums + ((i % GEMV_SUM_TILES) * n_warps + warp) * n_rows * CST;
+        const int c = 2 * t;
+        if (c < n_rows) {
+            r[c * CST + g] = ac[0][0] + ac[1][0];
+            r[c * CST + g + 8] = ac[0][2] + ac[1][2];
+        }
+        if (c + 1 < n_rows) {
+            r[(c + 1) * CST + g] = ac[0][1] + ac[1][1];
+            r[(c + 1) * CST + g + 8] = ac[0][3] + ac[1][3];
+        }
+    };
+    auto sum = [&](int i) {
+        const float *q = sums + (i % GEMV_SUM_TILES) * n_warps * n_rows * CST + column * CST + row;
+        float v = 0;
+        for (int j = 0; j < n_warps; j++) v += q[j * n_rows * CST];
+        return v * scales[i * 16 + row] * inverse;
+    };
+    auto reduce = [&](int i0, int count) {
+        __syncthreads(); /* sums of tiles i0.. are complete; those of the group before are read */
+        if (NORM && i0 == 0) {
+            float s = 0;
+            for (int j = 0; j < n_warps; j++) s += squares[j * 8 + column];
+            constexpr float XS = RESIDUAL_HALF_SCALE;
+            inverse = rsqrtf(s / (XS * XS * (float)p.m.n_in) + p.eps) / XS;
+        }
+        if constexpr (EP == GEMV_GLU) {
+            const int n = (t0 + i0) / 2 * 16 + row;
+            if (sub == 0 && n < p.m.n_out / 2) {
+                const float a = sum(i0), b = sum(i0 + 1);
+                const float h = a / (1.0f + __expf(-a)) * b * ACT_HALF_SCALE;
+                p.half_out[(size_t)column * (size_t)p.ld_half + n] =
+                    __half_as_ushort(__float2half_rn(saturate_half(h)));
+            }
+            return;
+        }
+        const int i = i0 + sub, n = (t0 + i) * 16 + row;
+        const bool write = sub < count && n < p.m.n_out;
+        float v = write ? sum(i) : 0;
+        if (write && p.bias != nullptr) v += __ldg(p.bias + n);
+        if constexpr (EP == GEMV_ROPE) {
+            gemv_rope_output(p.rope, write, column, n, v);
+            return;
+        }
+        if (!write) return;
+        float *y = p.y + (size_t)column * (size_t)p.ldy + n;
+        if constexpr (EP == GEMV_RESIDUAL) {
+            v += i0 == 0 ? residual : *y;
+            p.half_out[(size_t)column * (size_t)p.ld_half + n] =
+                __half_as_ushort(__float2half_rn(saturate_half(v * RESIDUAL_HALF_SCALE)));
+        }
+        *y = v;
+    };
+    if constexpr (!MULTI) {
+        for (int i = 0; i < n_tiles; i++) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) acc[0][j >> 2][j & 3] = 0;
+            if (my_passes > 0) multiply(i, 0, acc[0]);
+            store(i, acc[0]);
+            if ((i + 1) % GROUP == 0 || i == n_tiles - 1) reduce(i / GROUP * GROUP, i % GROUP + 1);
+        }
+    } else {
+#pragma unroll 1
+        for (int pass = 0; pass < p.n_passes; pass++) {
+            if (pass + 1 < p.n_passes) load_x(next_x, pass + 1);
+            if (pass < my_passes) {
+#pragma unroll
+                for (int i = 0; i < NACC; i++) {
+                    if (i < n_tiles) multiply(i, pass, acc[i]);
+                }
+            }
+#pragma unroll
+            for (int u = 0; u < UW; u++) {
+#pragma unroll
+                for (int j = 0; j < 8; j++) x[u][j] = next_x[u][j];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < NACC; i++) {
+            if (i < n_tiles) store(i, acc[i]);
+        }
+        reduce(0, n_tiles);
+    }
+#endif
+}
+
+/* The kernels of format F for UW units a warp. */
+template <int F, int UW> const gemv_kernels *gemv_instance() {
+    static const gemv_kernels k = {
+        UW,
+        gemv_slot<F, UW>::BYTES,
+        gemv_slot<F, UW>::PITCH,
+        {(const void *)gemv_kernel<F, UW, GEMV_STORE, false>,
+         (const void *)gemv_kernel<F, UW, GEMV_ROPE, false>,
+         (const void *)gemv_kernel<F, UW, GEMV_GLU, false>,
+         (const void *)gemv_kernel<F, UW, GEMV_RESIDUAL, false>},
+        (const void *)gemv_kernel<F, UW, GEMV_RESIDUAL, true>,
+    };
+    return &k;
+}
+#endif
