@@ -13,13 +13,12 @@ static void rms_norm(float *y, const float *x, const float *w, int n, int n_padd
         vf_store(y + i, vf_mul(vf_mul(vf_load(x + i), scale), vf_load(w + i)));
 }
 
-/* silu(g) = g / (1 + e^-g). The exponent stops at 88, where silu is 0 to float accuracy. */
+/* silu(g) = g / (1 + e^-g). Below -88 g counts as -88: silu is then 0 to float accuracy. */
 static void silu_mul(float *gate, const float *up, int n) {
     const vf one = vf_set1(1.0f), zero = vf_set1(0.0f), limit = vf_set1(-88.0f);
     for (int i = 0; i < n; i += 16) {
-        const vf g = vf_load(gate + i);
-        /* max(limit, g) is g when g is NaN */
-        const vf e = vf_exp(vf_sub(zero, vf_max(limit, g)));
+        const vf g = vf_max(limit, vf_load(gate + i)); /* NaN stays */
+        const vf e = vf_exp(vf_sub(zero, g));
         vf_store(gate + i, vf_mul(vf_div(g, vf_add(one, e)), vf_load(up + i)));
     }
 }
