@@ -304,7 +304,7 @@ jinja_value jinja_function_call(jinja *x, int function, const jinja_args *a);
 jinja_value jinja_strip(jinja *x, const jinja_str *s, int sides, const jinja_str *chars);
 jinja_value jinja_replace(jinja *x, const jinja_str *s, const jinja_str *from, const jinja_str *to,
                           int64_t count);
-jinja_value jinja_change_case(jinja *x, const jinja_str *s, char how); /* u l c t */
+jinja_value jinja_change_case(jinja *x, const jinja_str *s, char how); /* u l c t T */
 
 /* ---- jinja_eval.c, jinja_exec.c ---- */
 jinja_value jinja_eval(jinja *x, jinja_scope *scope, const jinja_node *n);

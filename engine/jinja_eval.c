@@ -39,12 +39,12 @@ static jinja_value lookup(jinja *x, jinja_scope *scope, const char *name) {
         for (const jinja_binding *b = s->first; b; b = b->next) {
             steps++;
             if (strcmp(b->name, name) == 0) {
-                jinja_touch(x, 4 * steps);
+                jinja_touch(x, 8 * steps);
                 return b->value;
             }
         }
     }
-    jinja_touch(x, 4 * steps);
+    jinja_touch(x, 8 * steps);
     const jinja_value f = jinja_function_find(name);
     if (f.kind != JINJA_UNDEFINED) return f;
     return jinja_undefined(describe(x, "'", name, "' is undefined"));
@@ -144,9 +144,6 @@ jinja_value jinja_get_item(jinja *x, jinja_value v, jinja_value key) {
     if (key.kind == JINJA_STRING) {
         const char *name = key_name(x, key.u.s);
         return name ? jinja_get_attr(x, v, name) : jinja_undefined(NULL);
-    }
-    if (v.kind == JINJA_NONE) {
-        return jinja_fail(x, E_INVAL, "'NoneType' object is not subscriptable");
     }
     return no_element(x, v, integer ? i : 0);
 }

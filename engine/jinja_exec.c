@@ -14,11 +14,11 @@ void jinja_bind(jinja *x, jinja_scope *scope, const char *name, jinja_value v) {
         steps++;
         if (strcmp(b->name, name) == 0) {
             b->value = v;
-            jinja_touch(x, 4 * steps);
+            jinja_touch(x, 8 * steps);
             return;
         }
     }
-    if (!jinja_touch(x, 4 * steps)) return;
+    if (!jinja_touch(x, 8 * steps)) return;
     jinja_binding *b = jinja_alloc(x, sizeof *b);
     if (!b) return;
     *b = (jinja_binding){scope->first, name, v};

@@ -11,8 +11,9 @@ static jinja_value fail_kind(jinja *x, const char *filter, jinja_value v) {
     return jinja_fail(x, E_INVAL, "%s: '%s' is of no use here", filter, jinja_kind_name(v));
 }
 
-/* v.a.b.0, as attribute= and selectattr name it. */
-static jinja_value get_path(jinja *x, jinja_value v, jinja_value path) {
+/* v.a.b.0, as attribute= and selectattr name it. What is missing on the way is `otherwise` if
+ * given. */
+static jinja_value get_path_or(jinja *x, jinja_value v, jinja_value path, jinja_value otherwise) {
     if (path.kind == JINJA_INT) return jinja_get_item(x, v, path);
     if (path.kind != JINJA_STRING) return fail_kind(x, "attribute", path);
     const jinja_str *s = path.u.s;
@@ -27,9 +28,14 @@ static jinja_value get_path(jinja *x, jinja_value v, jinja_value path) {
         } else {
             v = jinja_get_item(x, v, jinja_substring(x, s, from, end));
         }
+        if (v.kind == JINJA_UNDEFINED && jinja_given(otherwise)) v = otherwise;
         from = end + 1;
     }
     return v;
+}
+
+static jinja_value get_path(jinja *x, jinja_value v, jinja_value path) {
+    return get_path_or(x, v, path, jinja_undefined(NULL));
 }
 
 static jinja_value f_abs(jinja *x, jinja_value v, const jinja_args *a) {
@@ -59,7 +65,7 @@ static jinja_value f_lower(jinja *x, jinja_value v, const jinja_args *a) {
 }
 static jinja_value f_title(jinja *x, jinja_value v, const jinja_args *a) {
     (void)a;
-    return change_case(x, v, 't');
+    return change_case(x, v, 'T');
 }
 static jinja_value f_upper(jinja *x, jinja_value v, const jinja_args *a) {
     (void)a;
@@ -237,11 +243,13 @@ static jinja_value f_indent(jinja *x, jinja_value v, const jinja_args *a) {
     }
     const jinja_value space = jinja_buffer_value(x, &pad);
     for (size_t i = 0; i <= s->len && x->st == OK;) {
-        const char *nl = i < s->len ? memchr(s->s + i, '\n', s->len - i) : NULL;
-        const size_t end = nl ? (size_t)(nl - s->s) : s->len;
+        size_t end = i;
+        while (end < s->len && s->s[end] != '\n' && s->s[end] != '\r') end++;
         if (i == 0 ? first : blank || end > i) jinja_append_str(x, &b, space.u.s);
-        jinja_append_sub(x, &b, s, i, nl ? end + 1 : end);
-        i = end + 1;
+        jinja_append_sub(x, &b, s, i, end);
+        if (end == s->len) break;
+        jinja_append(x, &b, "\n", 1, s->origin == ORIGIN_MIXED ? s->mask[end] : s->origin);
+        i = end + (s->s[end] == '\r' && end + 1 < s->len && s->s[end + 1] == '\n' ? 2 : 1);
     }
     return jinja_buffer_value(x, &b);
 }
@@ -326,11 +334,8 @@ static jinja_value f_map(jinja *x, jinja_value v, const jinja_args *a) {
     const jinja_args rest = rest_of(x, a, 1);
     const jinja_value out = jinja_list_new(x, l->n);
     for (size_t i = 0; i < l->n && x->st == OK; i++) {
-        jinja_value item = jinja_given(path) ? get_path(x, l->v[i], path)
-                                             : jinja_filter_apply(x, filter, l->v[i], &rest);
-        if (jinja_given(path) && item.kind == JINJA_UNDEFINED && jinja_given(otherwise)) {
-            item = otherwise;
-        }
+        const jinja_value item = jinja_given(path) ? get_path_or(x, l->v[i], path, otherwise)
+                                                   : jinja_filter_apply(x, filter, l->v[i], &rest);
         if (x->st == OK) jinja_list_push(x, out.u.list, item);
     }
     return out;

@@ -34,6 +34,7 @@ static bool escape(uint32_t cp, bool ascii, char out[16]) {
 }
 
 static void put_string(jinja *x, jinja_buffer *b, const jinja_str *s, bool ascii) {
+    if (!jinja_touch(x, 4 * s->len)) return;
     put(x, b, "\"");
     size_t from = 0;
     for (size_t i = 0; i < s->len && x->st == OK;) {

@@ -31,7 +31,7 @@ jinja_value jinja_strip(jinja *x, const jinja_str *s, int sides, const jinja_str
         if (!in_set(x, cp, s->s + at, to - at, chars)) break;
         to = at;
     }
-    return jinja_touch(x, from + s->len - to) ? jinja_substring(x, s, from, to)
+    return jinja_touch(x, 16 * (from + s->len - to)) ? jinja_substring(x, s, from, to)
                                               : jinja_undefined(NULL);
 }
 
@@ -66,14 +66,16 @@ static bool is_cased(uint32_t cp) {
     return c == UTF8PROC_CATEGORY_LU || c == UTF8PROC_CATEGORY_LL || c == UTF8PROC_CATEGORY_LT;
 }
 
-/* how: u upper, l lower, c capitalise, t title case (a letter after a letter is lower). */
+/* how: u upper, l lower, c capitalise, t as str.title (a letter after a letter is lower), T as the
+ * filter `title` (words end at blanks, hyphens and opening brackets). */
 jinja_value jinja_change_case(jinja *x, const jinja_str *s, char how) {
     jinja_buffer b = {0};
-    bool after_letter = false, first = true;
+    bool after_letter = false, starts_word = true, first = true;
     for (size_t i = 0; i < s->len && x->st == OK;) {
         uint32_t cp;
         const size_t n = utf8_decode(s->s + i, s->len - i, &cp);
-        const bool upper = how == 'u' || (how == 'c' && first) || (how == 't' && !after_letter);
+        const bool upper = how == 'u' || (how == 'c' && first) || (how == 't' && !after_letter) ||
+                           (how == 'T' && starts_word);
         const int origin = s->origin == ORIGIN_MIXED ? s->mask[i] : s->origin;
         if (upper && cp == 0xDF) { /* sharp s: the one common letter that grows */
             jinja_append(x, &b, how == 'u' ? "SS" : "Ss", 2, origin);
@@ -84,6 +86,7 @@ jinja_value jinja_change_case(jinja *x, const jinja_str *s, char how) {
             jinja_append(x, &b, out, utf8_put((uint32_t)d, out), origin);
         }
         after_letter = is_cased(cp);
+        starts_word = jinja_is_space(cp) || (cp < 0x80 && cp && strchr("-({[<", (int)cp));
         first = false;
         i += n;
     }
@@ -101,9 +104,8 @@ static jinja_value split_blanks(jinja *x, const jinja_str *s, int64_t max) {
         }
         if (i == s->len) break;
         size_t end = i;
-        if (max == 0) { /* the rest, without the blanks at its end */
-            const jinja_value rest = jinja_substring(x, s, i, s->len);
-            if (x->st == OK) jinja_list_push(x, out.u.list, jinja_strip(x, rest.u.s, 2, NULL));
+        if (max == 0) { /* the rest as it is */
+            jinja_list_push(x, out.u.list, jinja_substring(x, s, i, s->len));
             break;
         }
         while (end < s->len) {
@@ -115,7 +117,7 @@ static jinja_value split_blanks(jinja *x, const jinja_str *s, int64_t max) {
         i = end;
         max--;
     }
-    return jinja_touch(x, s->len) ? out : jinja_undefined(NULL);
+    return jinja_touch(x, 8 * s->len) ? out : jinja_undefined(NULL);
 }
 
 static jinja_value split_at(jinja *x, const jinja_str *s, const jinja_str *sep, int64_t max) {
@@ -134,7 +136,7 @@ static jinja_value split_at(jinja *x, const jinja_str *s, const jinja_str *sep, 
 
 /* Last occurrence of sep that ends at or before end. */
 static size_t find_last(jinja *x, const jinja_str *s, const jinja_str *sep, size_t end) {
-    for (size_t i = end; i >= sep->len && jinja_touch(x, 1); i--) {
+    for (size_t i = end; i >= sep->len && jinja_touch(x, 16); i--) {
         if (memcmp(s->s + i - sep->len, sep->s, sep->len) == 0) return i - sep->len;
         if (i == 0) break;
     }
@@ -240,6 +242,7 @@ static jinja_value join_list(jinja *x, const jinja_str *s, jinja_value v) {
 
 /* The character class that str.isdigit and its kin ask for, of every character. */
 static bool all_chars(jinja *x, const jinja_str *s, const char *name) {
+    if (!jinja_touch(x, 64 * s->len)) return false;
     for (size_t i = 0; i < s->len;) {
         uint32_t cp;
         const size_t n = utf8_decode(s->s + i, s->len - i, &cp);
@@ -253,7 +256,7 @@ static bool all_chars(jinja *x, const jinja_str *s, const char *name) {
         if (!yes) return false;
         i += n;
     }
-    return jinja_touch(x, s->len) && s->len > 0;
+    return s->len > 0;
 }
 
 static const jinja_str *string_arg(jinja *x, const jinja_args *a, int i, const char *name) {

@@ -10,9 +10,12 @@
 #include "base/utf8.h"
 #include "engine/jinja.h"
 
+/* What one short append costs, in bytes touched. */
+enum { CALL_BYTES = 32 };
+
 /* Room for len more bytes; false: x has failed. */
 static bool reserve(jinja *x, jinja_buffer *b, size_t len) {
-    if (!jinja_touch(x, len)) return false;
+    if (!jinja_touch(x, len + CALL_BYTES)) return false;
     if (len > LIMIT_TEMPLATE_OUTPUT_BYTES || b->len + len > LIMIT_TEMPLATE_OUTPUT_BYTES) {
         jinja_fail(x, E_TOO_LARGE, "the chat template makes more than %u bytes of text",
                    LIMIT_TEMPLATE_OUTPUT_BYTES);
@@ -122,6 +125,7 @@ static bool printable(uint32_t cp) {
 
 /* Python's repr of a string. Escapes take the origin of what they stand for. */
 static void append_quoted(jinja *x, jinja_buffer *b, const jinja_str *s) {
+    if (!jinja_touch(x, 4 * s->len)) return;
     const bool single = s->len && memchr(s->s, '\'', s->len);
     const bool twice = s->len && memchr(s->s, '"', s->len);
     const char quote = single && !twice ? '"' : '\'';

@@ -196,7 +196,7 @@ static bool nested_equal(jinja *x, jinja_value a, jinja_value b) {
 }
 
 bool jinja_equal(jinja *x, jinja_value a, jinja_value b) {
-    if (x->st != OK) return false;
+    if (!jinja_touch(x, 32)) return false;
     if (jinja_is_number(a) && jinja_is_number(b)) {
         if (a.kind != JINJA_FLOAT && b.kind != JINJA_FLOAT) {
             return (a.kind == JINJA_BOOL ? a.u.b : a.u.i) == (b.kind == JINJA_BOOL ? b.u.b : b.u.i);
