@@ -452,6 +452,26 @@ static std::vector<attention_case> cases(void) {
         v.push_back({label("mixed", t, 64, 6, 2, 32), t, 64, 6, 2, 32, 0, false,
                      {{1, 40}, {1, 1}, {5, 5}, {33, 90}}});
     }
+    /* Prefill: chunks with and without a prefix, rows that fill no tile, windows; and the same rows
+     * by the deterministic kernel. */
+    const std::vector<sequence_case> chunks = {{1, 40}, {2, 2}, {37, 37}, {129, 129}, {33, 350}};
+    for (bool deterministic : {false, true}) {
+        for (dtype t : {DTYPE_BF16, DTYPE_F16, DTYPE_I8}) {
+            for (int dim : {64, 80, 96, 128, 256}) {
+                for (int page : {16, 32, 64}) {
+                    if (deterministic && page != 32) continue;
+                    const int hkv = page == 32 ? 2 : 1, hq = hkv * (page == 16 ? 7 : 3);
+                    v.push_back({label(deterministic ? "tiles" : "prefill", t, dim, hq, hkv, page),
+                                 t, dim, hq, hkv, page, page == 64 ? 50 : 0, deterministic,
+                                 chunks});
+                }
+            }
+            v.push_back({label(deterministic ? "tiles cut" : "prefill cut", t, 128, 4, 1, 32), t,
+                         128, 4, 1, 32, 0, deterministic, {{20, 2500}, {64, 1900}}});
+            v.push_back({label("window long", t, 64, 2, 2, 32), t, 64, 2, 2, 32, 200,
+                         deterministic, {{1, 900}, {300, 700}}});
+        }
+    }
     for (int dim : {2, 16, 48, 64, 250}) {
         v.push_back({label("plain", DTYPE_F32, dim, 6, 2, 16), DTYPE_F32, dim, 6, 2, 16, 20, false,
                      {{1, 40}, {1, 1}, {5, 5}, {33, 90}}});

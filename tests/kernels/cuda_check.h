@@ -1,6 +1,6 @@
-/* Shared by the stand-alone CUDA checks: error handling, a seeded generator, device copies. Each check
- * is a plain main that prints a line a case and ends 1 when any case is wrong; small enough for
- * compute-sanitizer. Not thread-safe. */
+/* Shared by the stand-alone CUDA checks: error handling, a seeded generator, device copies. Each
+ * check is a plain main that prints a line a case and ends 1 when any case is wrong; small enough
+ * for compute-sanitizer. Not thread-safe. */
 #ifndef INFERD_TESTS_CUDA_CHECK_H
 #define INFERD_TESTS_CUDA_CHECK_H
 

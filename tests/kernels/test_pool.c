@@ -1,0 +1,74 @@
+/* kernels/cpu/pool.c: every task once, from any number of threads, spinning or parked. */
+#include <check.h>
+#include <stdatomic.h>
+#include <time.h>
+
+#include "kernels/cpu/pool.h"
+
+enum { N_MAX = 5000 };
+
+typedef struct tally {
+    _Atomic int count[N_MAX];
+    _Atomic int wrong_thread;
+    int n_threads;
+} tally;
+
+static tally t;
+
+static void count_task(void *ctx, int i_task, int i_thread) {
+    tally *x = ctx;
+    atomic_fetch_add(&x->count[i_task], 1);
+    if (i_thread < 0 || i_thread >= x->n_threads) atomic_fetch_add(&x->wrong_thread, 1);
+}
+
+static void run_and_check(pool *p, int n) {
+    pool_run(p, n, count_task, &t);
+    for (int i = 0; i < n; i++) {
+        ck_assert_int_eq(atomic_load(&t.count[i]), 1);
+        atomic_store(&t.count[i], 0);
+    }
+    ck_assert_int_eq(atomic_load(&t.wrong_thread), 0);
+}
+
+START_TEST(every_task_runs_once) {
+    const int threads[] = {1, 2, 3, 8};
+    pool *p = NULL;
+    ck_assert_int_eq(pool_open(threads[_i], &p, NULL), OK);
+    ck_assert_int_eq(pool_n_threads(p), threads[_i]);
+    t.n_threads = threads[_i];
+    for (int n = 0; n < 40; n++) run_and_check(p, n);
+    for (int k = 0; k < 2000; k++) run_and_check(p, k % 7);
+    run_and_check(p, N_MAX);
+    for (int k = 0; k < 5; k++) { /* long enough for the workers to park */
+        nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+        run_and_check(p, 100);
+    }
+    pool_close(p);
+}
+END_TEST
+
+START_TEST(bounds_are_checked) {
+    pool *p = NULL;
+    error e;
+    ck_assert_int_eq(pool_open(0, &p, &e), E_INVAL);
+    ck_assert_int_eq(pool_open(POOL_THREADS_MAX + 1, &p, &e), E_INVAL);
+    ck_assert_ptr_null(p);
+    pool_close(NULL);
+    ck_assert_int_ge(pool_default_threads(), 1);
+    ck_assert_int_le(pool_default_threads(), POOL_THREADS_MAX);
+}
+END_TEST
+
+int main(void) {
+    Suite *s = suite_create("pool");
+    TCase *tc = tcase_create("pool");
+    tcase_set_timeout(tc, 60);
+    tcase_add_loop_test(tc, every_task_runs_once, 0, 4);
+    tcase_add_test(tc, bounds_are_checked);
+    suite_add_tcase(s, tc);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    const int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
