@@ -76,7 +76,7 @@ static status check_bools(cursor *c, const uint8_t *p, uint64_t n) {
 static status parse_string_array(cursor *c, gguf_kv *kv) {
     if (kv->count > remaining(c) / 8) return bad(c, "an array of more strings than the file holds");
     c->n_strings += kv->count;
-    if (c->n_strings > GGUF_ARRAY_STRINGS_MAX) return bad(c, "more than 4194304 strings in arrays");
+    if (c->n_strings > GGUF_ARRAY_STRINGS_MAX) return bad(c, "more than 2097152 strings in arrays");
     if (kv->count == 0) return OK;
     kv->index = malloc((size_t)kv->count * sizeof *kv->index);
     if (kv->index == NULL) return error_set(c->err, E_NOMEM, "%s: index of strings", c->name);

@@ -16,7 +16,7 @@ enum {
     GGUF_ALIGNMENT_MIN = 8, /* float32 tensors are read in place */
     GGUF_ALIGNMENT_MAX = 1 << 20,
     GGUF_STRING_BYTES_MAX = 1 << 30,
-    GGUF_ARRAY_STRINGS_MAX = 1 << 22, /* of all arrays of a part: tokens and merges */
+    GGUF_ARRAY_STRINGS_MAX = 1 << 21, /* of all arrays of a part: tokens and merges */
     GGUF_HEADER_BYTES_MAX = 1 << 27   /* keys and tensor infos of a part */
 };
 
