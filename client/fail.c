@@ -76,7 +76,7 @@ static void print_advice(const rpc_result *r, const details *d) {
         cli_say("give a token: --token-file FILE, or INFERCTL_TOKEN");
         break;
     case GRPC_STATUS_NOT_FOUND:
-        cli_say("inferctl info shows what is served");
+        if (reason_is(d, "MODEL_NOT_FOUND")) cli_say("inferctl info shows what is served");
         break;
     case GRPC_STATUS_ALREADY_EXISTS:
         cli_say("a request of this id is running: leave --request-id out, or abort the other");

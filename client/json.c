@@ -85,6 +85,9 @@ static json_t *json_of_value(const ProtobufCFieldDescriptor *f, const void *at, 
     }
     case PROTOBUF_C_TYPE_BYTES: {
         const ProtobufCBinaryData *b = at;
+        /* Generated with string_as_bytes, strings look like bytes. The API has one field of real
+         * bytes, Piece.bytes, and JSON has base64 for it always. */
+        if (strcmp(f->name, "bytes") == 0) return base64(b->data, b->len);
         return json_of_text(b->data, b->len);
     }
     case PROTOBUF_C_TYPE_MESSAGE: {

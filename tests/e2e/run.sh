@@ -14,4 +14,6 @@ if [ -z "$python" ]; then
     "$python" -c 'import grpc_reflection, grpc_health, grpc_tools, pytest, pytest_timeout, google.rpc' 2>/dev/null ||
         "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
 fi
-exec "$python" -m pytest -q -p no:cacheprovider --durations=10 "$here" "$@"
+cd "$here"
+export PYTHONDONTWRITEBYTECODE=1
+exec "$python" -m pytest -q -p no:cacheprovider --tb=short --durations=5 "$@"

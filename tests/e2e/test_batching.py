@@ -1,6 +1,8 @@
 """Continuous batching never changes tokens: 64 concurrent streams of mixed lengths equal their solo runs bit for bit, greedy
 and seeded, with chunked prefill, with a pool so small that sequences are preempted, with and without prefix reuse."""
 import random
+import threading
+import time
 
 import pytest
 
@@ -16,7 +18,7 @@ def requests():
     for i in range(N):
         ids = (common if i % 3 == 0 else []) + [rng.randrange(100, 40000) for _ in range(rng.choice((1, 3, 15, 16, 17, 31, 50, 90)))]
         sampling = pb.Sampling() if i % 2 == 0 else pb.Sampling(temperature=1.0, seed=1000 + i, top_p=0.95, repetition_penalty=1.1)
-        out.append(ids_request(ids, rng.choice((1, 6, 12, 20, 30)), sampling=sampling,
+        out.append(ids_request(ids, rng.choice((1, 6, 16, 33, 50)), sampling=sampling,
                                output=pb.Output(logprobs=i % 8 == 0, top_logprobs=2 * (i % 8 == 0))))
     return out
 
@@ -42,8 +44,8 @@ def check_equal(got, want):
 CONFIGURATIONS = {
     "batched": {"engine.kv_blocks": 1024, "engine.prefix_cache": False},
     "chunked": {"engine.kv_blocks": 1024, "engine.max_step_tokens": 64, "engine.prefix_cache": False},
-    "preempted": {"engine.kv_blocks": 48, "engine.kv_block_tokens": 16, "engine.prefix_cache": False},
-    "preempted, chunked, prefix reuse": {"engine.kv_blocks": 48, "engine.kv_block_tokens": 16, "engine.max_step_tokens": 64},
+    "preempted": {"engine.kv_blocks": 24, "engine.kv_block_tokens": 16, "engine.prefix_cache": False},
+    "preempted, chunked, prefix reuse": {"engine.kv_blocks": 24, "engine.kv_block_tokens": 16, "engine.max_step_tokens": 64},
 }
 
 
@@ -65,8 +67,6 @@ def test_concurrent_streams_equal_solo_runs(name, solo):
 def test_priorities_go_first():
     """One sequence at a time: of those that wait, the highest priority runs first, then arrival."""
     with Server({"engine.max_sequences": 1, "engine.kv_blocks": 256}) as s:
-        import threading
-        import time
         block = s.stub.Generate(ids_request([7] * 8, 200))
         next(block)
         order, threads = [], []
@@ -81,7 +81,7 @@ def test_priorities_go_first():
             end = time.monotonic() + 20
             while s.status().waiting < i + 1 and time.monotonic() < end:
                 time.sleep(0.002)
-        assert s.status().waiting == 5
+        assert s.status().waiting >= 5  # the running one may be paused and wait too, on a machine that is busy
         list(block)
         for t in threads:
             t.join()

@@ -41,7 +41,7 @@ BAD = [
     ("input", pb.GenerateRequest()),
     ("input", pb.GenerateRequest(stopping=pb.Stopping(max_tokens=2))),
     ("text", pb.GenerateRequest(text="")),
-    ("token_ids", pb.GenerateRequest(token_ids=pb.TokenIds())),
+    ("token_ids.ids", pb.GenerateRequest(token_ids=pb.TokenIds())),
     ("token_ids.ids[1]", ids_request([5, VOCAB], 2)),
     ("token_ids.ids[0]", ids_request([2**32 - 1], 2)),
     ("token_ids.ids[0]", ids_request([2**31], 2)),

@@ -1,6 +1,5 @@
 """Overload is refused, fast and in a way that a stock client repeats; a slow reader harms only itself."""
 import json
-import threading
 import time
 
 import grpc
@@ -58,31 +57,21 @@ def test_a_stock_client_with_a_retry_policy_succeeds():
         "maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 2,
         "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"]}}]}
     with full_server() as s:
-        with background(s, ids_request(LONG, 6000)) as running:
+        with background(s, ids_request(LONG, 200)):
             fill(s)
             channel = s.new_channel([("grpc.service_config", json.dumps(policy)), ("grpc.enable_retries", 1)])
-            result = []
-
-            def patient():
-                result.append(Answer(rpc.InferenceStub(channel).Generate(ids_request(LONG, 4), timeout=60 * SLOW)))
-
-            t = threading.Thread(target=patient)
-            t.start()
-            wait_for("the first refusal", lambda: s.status().requests_rejected >= 1, 10 * SLOW)
-            running.cancel()
-            t.join()
-            assert len(result) == 1 and len(result[0].tokens) == 4
+            a = Answer(rpc.InferenceStub(channel).Generate(ids_request(LONG, 4), timeout=60 * SLOW))
+            assert len(a.tokens) == 4 and s.status().requests_rejected >= 1, "it was meant to be refused first"
             channel.close()
         s.assert_idle()
 
 
 def test_inferctl_retries_too():
     with full_server() as s:
-        with background(s, ids_request(LONG, 6000)) as running:
+        with background(s, ids_request(LONG, 200)):
             fill(s)
             plain = harness.inferctl(s, "generate", "--max-tokens", "2", "x")
             assert plain.returncode == 1 and b"RESOURCE_EXHAUSTED" in plain.stderr and b"try again in" in plain.stderr
-            threading.Timer(0.3 * SLOW, running.cancel).start()
             assert harness.inferctl(s, "--retries", "4", "generate", "--max-tokens", "2", "x").returncode == 0
 
 
