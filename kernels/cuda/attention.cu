@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/cuda/attention_internal.h"
+#include "kernels/cuda/device.cuh"
 
 #define LOG2_E 1.44269504f
 
@@ -54,6 +55,49 @@ static status prepare_decode(attention *a, int variant, attention_kernel *out, e
     return OK;
 }
 
+static prefill_kernel tile_kernel_of(const kv_layout *kv) {
+    const int kind = kv_kind(kv->type);
+    switch (kv->head_dim) {
+    case 64: return tile_kernel_d64(kind);
+    case 80: return tile_kernel_d80(kind);
+    case 96: return tile_kernel_d96(kind);
+    case 128: return tile_kernel_d128(kind);
+    case 256: return tile_kernel_d256(kind);
+    default: return prefill_kernel{};
+    }
+}
+
+static status prepare_tile(attention *a, const prefill_kernel *k, attention_tile_kernel *out,
+                           error *err) {
+    if (!k->fn || k->smem_bytes > a->smem_block_bytes) {
+        return error_set(err, E_UNSUPPORTED,
+                         "cuda: prefill attention for head_dim %d needs %zu bytes of shared "
+                         "memory, the device has %zu",
+                         a->kv.head_dim, k->smem_bytes, a->smem_block_bytes);
+    }
+    const cudaError_t e = cudaFuncSetAttribute(
+        k->fn, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)k->smem_bytes);
+    if (e != cudaSuccess) {
+        return error_set(err, E_DEVICE, "cuda: prefill attention: %s", cudaGetErrorString(e));
+    }
+    *out = attention_tile_kernel{k->fn, k->threads, k->tile_rows, k->tile_keys, k->smem_bytes};
+    return OK;
+}
+
+/* wgmma where it is built, else mma.sync. */
+static status prepare_tiles(attention *a, error *err) {
+    prefill_kernel k[2] = {};
+    if (a->sm == 90 && !a->deterministic) {
+        k[0] = prefill_kernel_wgmma(&a->kv, false);
+        k[1] = prefill_kernel_wgmma(&a->kv, true);
+        a->tile_chains = k[0].fn != NULL;
+    }
+    if (!k[0].fn) k[0] = tile_kernel_of(&a->kv);
+    status s = prepare_tile(a, &k[0], &a->tile[0], err);
+    if (s == OK && k[1].fn) s = prepare_tile(a, &k[1], &a->tile[1], err);
+    return s;
+}
+
 extern "C" status attention_init(attention *a, const model_desc *m, dtype kv_type,
                                  int block_tokens, int n_tokens_max, int n_seqs_max, int device,
                                  bool deterministic, error *err) {
@@ -93,10 +137,15 @@ extern "C" status attention_init(attention *a, const model_desc *m, dtype kv_typ
     if (r.kv.tensor_core) {
         s = prepare_decode(&r, DECODE_FEW, &r.decode[0], err);
         if (s == OK) s = prepare_decode(&r, DECODE_MANY, &r.decode[1], err);
+        if (s == OK) s = prepare_tiles(&r, err);
         if (s != OK) return s;
     }
     *a = r;
     return OK;
+}
+
+static int block_shift(const attention *a) {
+    return a->kv.block_tokens == 16 ? 4 : a->kv.block_tokens == 32 ? 5 : 6;
 }
 
 static decode_args decode_args_of(const attention *a, const attention_plan *p,
@@ -116,29 +165,51 @@ static decode_args decode_args_of(const attention *a, const attention_plan *p,
     d.block_bytes = a->kv.block_bytes;
     d.n_heads = a->n_heads;
     d.slot_heads = attention_slot_heads(a);
-    d.block_shift = a->kv.block_tokens == 16 ? 4 : a->kv.block_tokens == 32 ? 5 : 6;
+    d.block_shift = block_shift(a);
     d.window = a->window;
     d.out_type = args->out_type;
     d.scale_log2 = a->scale * LOG2_E;
     return d;
 }
 
-static status launch_decode(const attention *a, const attention_plan *p,
-                            const attention_args *args, cudaStream_t stream) {
-    const attention_kernel *k = &a->decode[p->decode_variant];
-    decode_args d = decode_args_of(a, p, args);
-    void *params[] = {&d};
+static prefill_args prefill_args_of(const attention *a, const attention_plan *p,
+                                    const attention_args *args) {
+    const workspace_parts w = attention_workspace_parts(a);
+    char *base = (char *)args->workspace;
+    prefill_args d = {};
+    d.q = (const uint16_t *)args->q;
+    d.out = args->out;
+    d.kv = (const char *)args->kv_layer;
+    d.block = args->step->block;
+    d.tiles = (const attention_tile *)((const char *)args->plan + p->tiles_offset);
+    d.partial = (float4 *)(base + w.tile_partial);
+    d.partial_ml = (float4 *)(base + w.tile_partial_ml);
+    d.counter = (unsigned *)(base + w.tile_counter);
+    d.head_bytes = a->kv.head_bytes;
+    d.block_bytes = a->kv.block_bytes;
+    d.n_heads = a->n_heads;
+    d.group = a->group;
+    d.block_shift = block_shift(a);
+    d.window = a->window;
+    d.out_type = args->out_type;
+    d.scale_log2 = a->scale * LOG2_E;
+    return d;
+}
+
+static status launch(const void *fn, int grid, int threads, size_t smem, void *params, bool pdl,
+                     cudaStream_t stream) {
+    void *list[] = {params};
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)p->decode_grid);
-    config.blockDim = dim3((unsigned)k->warps * 32);
-    config.dynamicSmemBytes = k->smem_bytes;
+    config.gridDim = dim3((unsigned)grid);
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = smem;
     config.stream = stream;
-    cudaLaunchAttribute pdl = {};
-    pdl.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    pdl.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &pdl;
-    config.numAttrs = args->pdl && a->sm >= 90 ? 1 : 0;
-    return cudaLaunchKernelExC(&config, k->fn, params) == cudaSuccess ? OK : E_DEVICE;
+    cudaLaunchAttribute serial = {};
+    serial.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    serial.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &serial;
+    config.numAttrs = pdl ? 1 : 0;
+    return cuda_status(cudaLaunchKernelExC(&config, fn, list));
 }
 
 extern "C" status cuda_attention(const attention *a, const attention_plan *p,
@@ -148,10 +219,18 @@ extern "C" status cuda_attention(const attention *a, const attention_plan *p,
         args->out_type != DTYPE_BF16) {
         return E_INVAL;
     }
+    if (!a->kv.tensor_core) return attention_plain_launch(a, args, 0, stream);
+    const bool pdl = args->pdl && a->sm >= 90;
     status s = OK;
-    if (p->decode_grid > 0) s = launch_decode(a, p, args, stream);
-    if (s == OK && p->n_decode < args->n_tokens) {
-        s = attention_plain_launch(a, args, p->n_decode, stream);
+    if (p->decode_grid > 0) {
+        const attention_kernel *k = &a->decode[p->decode_variant];
+        decode_args d = decode_args_of(a, p, args);
+        s = launch(k->fn, p->decode_grid, k->warps * 32, k->smem_bytes, &d, pdl, stream);
+    }
+    if (s == OK && p->tile_grid > 0) {
+        const attention_tile_kernel *k = &a->tile[p->tiles_split];
+        prefill_args d = prefill_args_of(a, p, args);
+        s = launch(k->fn, p->tile_grid, k->threads, k->smem_bytes, &d, pdl, stream);
     }
     return s;
 }

@@ -58,6 +58,13 @@ typedef struct attention_kernel {
     size_t smem_bytes;
 } attention_kernel;
 
+/* A tile kernel: [0] whole tiles, [1] (if fn) tiles cut along their keys too. */
+typedef struct attention_tile_kernel {
+    const void *fn;
+    int threads, rows, keys; /* of a tile */
+    size_t smem_bytes;
+} attention_tile_kernel;
+
 typedef struct attention {
     kv_layout kv;
     dtype q_type;
@@ -69,6 +76,8 @@ typedef struct attention {
     int n_sms, sm;           /* multiprocessors; compute capability * 10, e.g. 90 */
     size_t smem_block_bytes; /* largest dynamic shared memory of a block */
     attention_kernel decode[2]; /* few rows (at most one block a multiprocessor), many */
+    attention_tile_kernel tile[2];
+    bool tile_chains; /* persistent blocks: wgmma */
 } attention;
 
 /* What a plan holds; the arrays lie in the uploaded buffer at these offsets. */

@@ -51,6 +51,37 @@ struct decode_args {
     float scale_log2;
 };
 
+struct prefill_args {
+    const uint16_t *q;
+    void *out;
+    const char *kv;
+    const int32_t *block;
+    const attention_tile *tiles;
+    float4 *partial;    /* [slot][warpgroup][D / 8][128] */
+    float4 *partial_ml; /* [slot][warpgroup][128]: maximum and sum of two rows */
+    unsigned *counter;  /* [slot0][warpgroup], zero at rest */
+    size_t head_bytes, block_bytes;
+    int n_heads, group, block_shift, window, out_type;
+    float scale_log2;
+};
+
+/* A compiled prefill kernel: NULL when there is none for the layout and device. */
+typedef struct prefill_kernel {
+    const void *fn;
+    int threads, tile_rows, tile_keys;
+    size_t smem_bytes;
+} prefill_kernel;
+
+/* wgmma, sm_90a: F16 and BF16 pools of head_dim 64, 96, 128. split: may cut tiles along the keys. */
+prefill_kernel prefill_kernel_wgmma(const kv_layout *kv, bool split);
+
+/* mma.sync, sm_80 and up: every tensor-core layout. One block a tile. */
+prefill_kernel tile_kernel_d64(int kind);
+prefill_kernel tile_kernel_d80(int kind);
+prefill_kernel tile_kernel_d96(int kind);
+prefill_kernel tile_kernel_d128(int kind);
+prefill_kernel tile_kernel_d256(int kind);
+
 /* A compiled decode kernel: NULL when the variant is not built for the layout. */
 typedef struct decode_kernel {
     const void *fn;
@@ -71,9 +102,18 @@ int attention_slot_heads(const attention *a);
 
 /* Offsets into the workspace. */
 typedef struct workspace_parts {
-    size_t partial, partial_ml, counter, bytes;
+    size_t partial, partial_ml, counter;                /* decode kernel */
+    size_t tile_partial, tile_partial_ml, tile_counter; /* wgmma kernel */
+    size_t bytes;
 } workspace_parts;
 workspace_parts attention_workspace_parts(const attention *a);
+
+/* Tiles of sequences [first_seq, s->n_seqs) at p->tiles_offset of buffer; fills p's tile fields. */
+void attention_plan_tiles(const attention *a, const step *s, int first_seq, void *buffer,
+                          attention_plan *p);
+/* Bounds of the above. */
+size_t attention_tiles_max(const attention *a);
+int attention_tile_slots_max(const attention *a);
 
 /* Rows [row0, n_tokens) by the plain kernel. */
 status attention_plain_launch(const attention *a, const attention_args *args, int row0,

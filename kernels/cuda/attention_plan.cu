@@ -52,11 +52,22 @@ extern "C" int attention_decode_grid(const attention *a, int n_decode_bucket) {
 workspace_parts attention_workspace_parts(const attention *a) {
     workspace_parts w = {};
     const size_t slots = (size_t)attention_decode_grid(a, a->n_seqs_max);
-    const size_t heads = (size_t)attention_slot_heads(a);
-    w.partial = 0;
-    w.partial_ml = align_up(slots * heads * (size_t)a->kv.head_dim * sizeof(float));
-    w.counter = w.partial_ml + align_up(slots * heads * sizeof(float2));
-    w.bytes = w.counter + align_up(slots * sizeof(unsigned));
+    const size_t heads = (size_t)attention_slot_heads(a), dim = (size_t)a->kv.head_dim;
+    const size_t tile_slots = (size_t)attention_tile_slots_max(a);
+    const size_t tile_rows = tile_slots * (size_t)a->tile[1].rows;
+    size_t used = 0;
+    auto take = [&](size_t bytes) {
+        const size_t at = used;
+        used += align_up(bytes);
+        return at;
+    };
+    w.partial = take(slots * heads * dim * sizeof(float));
+    w.partial_ml = take(slots * heads * sizeof(float2));
+    w.counter = take(slots * sizeof(unsigned));
+    w.tile_partial = take(tile_rows * dim * sizeof(float));
+    w.tile_partial_ml = take(tile_slots * 2 * 128 * sizeof(float4));
+    w.tile_counter = take(tile_slots * 2 * sizeof(unsigned));
+    w.bytes = used;
     return w;
 }
 
@@ -67,7 +78,8 @@ extern "C" size_t attention_workspace_bytes(const attention *a) {
 
 extern "C" size_t attention_plan_bytes(const attention *a) {
     const size_t items = 2 * (size_t)attention_decode_grid(a, a->n_seqs_max);
-    return align_up(items * sizeof(attention_item)) + ALIGN_BYTES;
+    return align_up(items * sizeof(attention_item)) +
+           align_up(attention_tiles_max(a) * sizeof(attention_tile)) + ALIGN_BYTES;
 }
 
 /* First key that a row of kv_len keys sees, rounded down to whole tiles: the first tile
@@ -218,6 +230,11 @@ extern "C" status attention_plan_make(const attention *a, const step *s, int n_d
     if (uses_decode(a) && s->n_decode > 0) {
         p->n_decode = s->n_decode;
         plan_decode(a, s, n_decode_bucket, buffer, p);
+    }
+    if (a->kv.tensor_core && p->n_decode < s->n_seqs) {
+        p->tiles_offset = p->bytes;
+        attention_plan_tiles(a, s, p->n_decode, buffer, p);
+        p->bytes += align_up((size_t)p->n_tiles * sizeof(attention_tile));
     }
     return OK;
 }

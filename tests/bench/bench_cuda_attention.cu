@@ -98,7 +98,8 @@ struct workload {
 };
 
 static void make_workload(workload &w, const shape &sh, dtype type, int block_tokens,
-                          const std::vector<std::pair<int, int>> &seqs) {
+                          const std::vector<std::pair<int, int>> &seqs,
+                          bool deterministic = false) {
     model_desc m;
     memset(&m, 0, sizeof m);
     m.n_heads = sh.n_heads;
@@ -111,7 +112,7 @@ static void make_workload(workload &w, const shape &sh, dtype type, int block_to
         w.seq_start.push_back(rows);
         w.kv_len.push_back(q.second);
         w.block_start.push_back(blocks);
-        w.s.n_decode += q.first == 1;
+        w.s.n_decode += q.first == 1; /* decode rows come first */
         rows += q.first;
         blocks += (q.second + block_tokens - 1) / block_tokens;
     }
@@ -130,7 +131,8 @@ static void make_workload(workload &w, const shape &sh, dtype type, int block_to
     w.s.block_start = w.block_start.data();
     w.s.block = w.block.data();
     error err;
-    if (attention_init(&w.a, &m, type, block_tokens, rows, w.s.n_seqs, 0, false, &err) != OK) {
+    if (attention_init(&w.a, &m, type, block_tokens, rows, w.s.n_seqs, 0, deterministic, &err) !=
+        OK) {
         printf("%s\n", err.text);
         exit(1);
     }
@@ -272,21 +274,33 @@ static void bench_rope(void) {
     }
 }
 
+static void prefill_row(const shape &sh, dtype type, bool deterministic, int rows, int before) {
+    workload w;
+    make_workload(w, sh, type, 32, {{rows, rows + before}}, deterministic);
+    w.n_layers = std::min(w.n_layers, 8);
+    double plan_us;
+    int items;
+    const double us = time_layers(w, 1, false, &plan_us, &items);
+    const double t = rows, c = before;
+    const double flop = 4.0 * sh.dim * sh.n_heads * (t * c + t * (t + 1) / 2);
+    printf("prefill %-6s %-4s %s rows %5d before %5d  %9.1f us  %6.1f TFLOP/s  tiles %4d plan %5.1f "
+           "us\n",
+           sh.name, dtype_get(type)->name, deterministic ? "deterministic" : "", rows, before, us,
+           flop / us * 1e-6, items, plan_us);
+    fflush(stdout);
+}
+
 static void bench_prefill(void) {
-    for (int s : {0, 2}) {
-        for (auto tc : {std::pair<int, int>{512, 0}, {2048, 0}, {8192, 0}, {512, 4096}}) {
-            workload w;
-            make_workload(w, shapes[s], DTYPE_F16, 32, {{tc.first, tc.first + tc.second}});
-            w.n_layers = std::min(w.n_layers, 8);
-            double plan_us;
-            int items;
-            const double us = time_layers(w, 1, false, &plan_us, &items);
-            const double t = tc.first, c = tc.second;
-            const double flop = 4.0 * shapes[s].dim * shapes[s].n_heads * (t * c + t * (t + 1) / 2);
-            printf("prefill %-6s F16 rows %5d before %5d  %9.1f us  %6.1f TFLOP/s  plan %5.1f us\n",
-                   shapes[s].name, tc.first, tc.second, us, flop / us * 1e-6, plan_us);
-            fflush(stdout);
+    const std::pair<int, int> sizes[] = {{128, 0}, {512, 0}, {2048, 0}, {8192, 0}, {128, 4096}, {512, 4096}, {2048, 4096}};
+    for (int s : {0, 1, 2, 3}) {
+        for (const auto &tc : sizes) {
+            prefill_row(shapes[s], DTYPE_F16, false, tc.first, tc.second);
         }
+    }
+    for (int rows : {512, 2048, 8192}) {
+        prefill_row(shapes[0], DTYPE_F16, true, rows, 0);
+        prefill_row(shapes[0], DTYPE_I8, false, rows, 0);
+        prefill_row(shapes[0], DTYPE_BF16, false, rows, 0);
     }
 }
 
