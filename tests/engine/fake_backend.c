@@ -343,6 +343,11 @@ backend *fake_backend_open(const fake_options *o) {
     return &f->base;
 }
 
+void fake_backend_corrupt(backend *b) {
+    fake *f = (fake *)b;
+    for (int i = 0; i < f->cap.kv_blocks * f->cap.kv_block_tokens; i++) f->kv[i].poison = true;
+}
+
 long fake_backend_steps(const backend *b) {
     return atomic_load(&((const fake *)b)->n_steps);
 }

@@ -21,6 +21,9 @@ enum { FAKE_VOCAB = 97 };
 backend *fake_backend_open(const fake_options *o);
 /* Steps so far. Any thread. */
 long fake_backend_steps(const backend *b);
+/* Everything in the KV memory goes bad: rows that attend to any of it are not finite. While no step
+ * runs. */
+void fake_backend_corrupt(backend *b);
 /* What the engine needs to know of it. */
 model_desc fake_model_desc(int context_length);
 /* The token a greedy row draws after history[0, n). */

@@ -5,7 +5,6 @@
 #include <time.h>
 
 #include "base/clock.h"
-#include "tests/engine/fake_backend.h"
 
 static void note_token(client *c, const engine_event *e) {
     client_output *o = &c->out[e->choice];
@@ -120,10 +119,14 @@ void client_reset(client *c) {
 }
 
 engine *client_engine(const fake_options *f, const engine_options *o, int context_length) {
+    return client_engine_on(fake_backend_open(f), o, context_length);
+}
+
+engine *client_engine_on(backend *b, const engine_options *o, int context_length) {
     const model_desc d = fake_model_desc(context_length);
     engine *e = NULL;
     error err;
-    status s = engine_open(fake_backend_open(f), &d, o, NULL, NULL, &e, &err);
+    status s = engine_open(b, &d, o, NULL, NULL, &e, &err);
     assert(s == OK);
     s = engine_start(e, &err);
     assert(s == OK);

@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "engine/engine.h"
+#include "tests/engine/fake_backend.h"
 
 enum { CLIENT_TOKENS_MAX = 2048 };
 
@@ -45,9 +46,10 @@ bool client_ended(client *c);
 /* Forgets the outcome, so that the request can be submitted once more. */
 void client_reset(client *c);
 
-/* A fake backend in an engine that is started; never NULL. */
-struct fake_options;
-engine *client_engine(const struct fake_options *f, const engine_options *o, int context_length);
+/* An engine around b (taken), started; never NULL. */
+engine *client_engine_on(backend *b, const engine_options *o, int context_length);
+/* Around a fake backend of its own. */
+engine *client_engine(const fake_options *f, const engine_options *o, int context_length);
 /* Waits until no request lives, then: every block is free. */
 bool client_engine_idle(engine *e);
 #endif

@@ -115,6 +115,7 @@ static void arrive(sim *s) {
     const int i = s->n_arrived++, pool = s->o.kv_blocks * s->o.block_tokens;
     client *c = &s->client[i];
     int n_prompt = 1 + (int)draw(s, 60), n_out = 1 + (int)draw(s, 40);
+    if (s->o.giants && chance(s, 50)) n_out = 1 + (int)draw(s, 120);
     if (s->o.giants && chance(s, 5)) n_prompt = 1 + (int)draw(s, (uint32_t)(pool - 60));
     if (n_prompt >= s->o.context) n_prompt = s->o.context - 1;
     if (n_prompt + n_out > pool) n_out = pool - n_prompt;
@@ -207,6 +208,7 @@ static bool check_progress(sim *s) {
     for (int i = 0; i < s->sched.n_running; i++) {
         const sequence *q = s->sched.running[i];
         if (q->n_pushed_out > s->n_pushed_out_max) s->n_pushed_out_max = q->n_pushed_out;
+        s->n_pinned += q->pinned;
         if (!seq_paused(q) && (oldest == NULL || q->age < oldest->age)) oldest = q;
     }
     if (oldest == NULL) return true;
