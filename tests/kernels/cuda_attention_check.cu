@@ -7,7 +7,7 @@
 
 #include <string>
 
-#include "cuda_check.h"
+#include "kernels/cuda_check.h"
 #include "kernels/cuda/attention_internal.h"
 
 struct sequence_case {
@@ -397,7 +397,7 @@ static bool run_layout(void) {
     for (int dim : {64, 80, 96, 128, 256}) {
         for (dtype t : {DTYPE_F16, DTYPE_I8}) {
             kv_layout l;
-            if (kv_layout_init(&l, t, dim, 2, 32, &err) != OK) return false;
+            if (cuda_kv_layout_init(&l, t, dim, 2, 32, &err) != OK) return false;
             std::vector<int> hit(l.head_bytes, 0);
             for (int v = 0; v < 2; v++) {
                 for (int tok = 0; tok < 32; tok++) {

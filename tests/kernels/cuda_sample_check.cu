@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <string>
 
-#include "cuda_check.h"
+#include "kernels/cuda_check.h"
 #include "kernels/cuda/sample.h"
 
 struct row_case {
