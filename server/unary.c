@@ -56,6 +56,8 @@ static bool check_model(unary *u, const ProtobufCBinaryData *name) {
     const char *served = u->c->srv->model.name;
     if (name->len == 0) return true;
     if (name->len == strlen(served) && memcmp(name->data, served, name->len) == 0) return true;
+    codec_check_utf8(name, "model", &u->v);
+    if (u->v.n > 0) return false;
     u->r.kind = REFUSE_MODEL_NOT_FOUND;
     return false;
 }
