@@ -120,9 +120,17 @@ status cuda_backend_open(const backend_options *o, backend **out, error *err);
  * in: E_UNSUPPORTED. */
 status backend_open(const char *name, const backend_options *o, backend **out, error *err);
 
-/* Fault injection for tests, compiled in when INFERD_FAULTS is defined: wraps `inner` (takes
- * ownership) so that the n-th call of the named op fails, hangs, or yields a not-finite row. See
- * kernels/backend_fault.c. */
+#ifdef INFERD_FAULTS
+/* Fault injection, in test builds only: wraps inner (takes ownership, also on failure) so that one
+ * call misbehaves. spec is "OP:N:KIND": OP an entry of backend_ops (begin_step .. wait_step), N
+ * which call of it, from 1, KIND one of
+ *   fail  it returns E_DEVICE, and so does every later call of the step functions
+ *   hang  it never returns
+ *   nan   (wait_step only) its first result comes back not finite
+ * backend_open() wraps by itself when the environment has INFERD_FAULT=OP:N:KIND. E_INVAL names a
+ * spec that it cannot read. */
+status backend_fault_wrap(backend *inner, const char *spec, backend **out, error *err);
+#endif
 
 #ifdef __cplusplus
 }
