@@ -5,6 +5,9 @@
 
 #include "kernels/cuda/attention.h"
 
+/* Sequences of a step, with those that pad a graph's batch. */
+enum { ATTENTION_SEQS_MAX = 2 * LIMIT_SEQUENCES };
+
 /* Element types of the tensor-core pools. */
 enum { KV_BF16, KV_F16, KV_I8 };
 

@@ -206,7 +206,7 @@ static void plan_decode(const attention *a, const step *s, int n_decode_bucket, 
     attention_item *items = (attention_item *)((char *)buffer + p->items_offset);
     const lengths len = measure(a, s, k->tile_keys);
     const int chunk = choose_chunk(a, s, &len, unit, k->tile_keys, bound);
-    int32_t order[LIMIT_SEQUENCES];
+    int32_t order[ATTENTION_SEQS_MAX];
     order_rows(s, order);
     int n = 0, slots = 0;
     for (int i = 0; i < s->n_decode; i++) {

@@ -2,25 +2,17 @@
  *   q, k heads: x = x * rsqrt(mean(x^2) + eps) * norm (optional), then rotated pairs (u, v):
  *   u' = u cos - v sin, v' = v cos + u sin; pair i is dims (2i, 2i + 1), or (i, i + n_rot / 2) (neox)
  *   qkv [n_tokens, (n_heads + 2 n_kv_heads) * head_dim] -> q [n_tokens, n_heads, head_dim], pool
- *   one warp a (token, head), 8 warps a block; lanes share the head's pairs
- *   bytes: read once, written once: 8B shape, one token: 24 KB; launch bound below about 256 tokens
+ *   one warp a (token, head), 8 warps a block; lanes share the head's pairs. Any shape; those of the
+ *   tensor-core layouts go to rope_append_wide.cu
+ *   bytes: read once, written once, 2 bytes a store: 64 rows of the 8B shape 4.3 us (wide: see there)
  *   numerics: float32; angles come from step_device.rope (computed in double once a step)
  * Source: Su et al. 2021; GGUF's two pairings. */
 #include "kernels/cuda/attention_device.cuh"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/rope_append.h"
 
 #define ROPE_WARPS 8
 #define ROPE_PAIRS (KV_HEAD_DIM_MAX / 2 / 32) /* of a head in one lane */
-
-struct rope_args {
-    kv_layout kv;
-    step_device step;
-    const void *qkv;
-    const float *q_norm, *k_norm;
-    void *q;
-    char *kv_layer;
-    int qkv_type, q_type, n_heads, n_tokens, n_rot, neox;
-    float norm_eps;
-};
 
 __device__ static float load_any(const void *p, int type, size_t i) {
     if (type == DTYPE_F32) return ((const float *)p)[i];
@@ -171,15 +163,9 @@ extern "C" status cuda_rope_append(const attention *a, const rope_append_args *a
     p.n_rot = args->n_rot;
     p.neox = args->neox;
     p.norm_eps = args->norm_eps;
+    const bool pdl = args->pdl && a->sm >= 90;
+    if (rope_append_is_wide(&p)) return rope_append_wide_launch(&p, pdl, stream);
     const size_t units = (size_t)args->n_tokens * (size_t)(a->n_heads + 2 * a->kv.n_kv_heads);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)((units + ROPE_WARPS - 1) / ROPE_WARPS));
-    config.blockDim = dim3(ROPE_WARPS * 32);
-    config.stream = stream;
-    cudaLaunchAttribute pdl = {};
-    pdl.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    pdl.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &pdl;
-    config.numAttrs = args->pdl && a->sm >= 90 ? 1 : 0;
-    return cudaLaunchKernelEx(&config, rope_append_kernel, p) == cudaSuccess ? OK : E_DEVICE;
+    return cuda_launch(rope_append_kernel, dim3((unsigned)((units + ROPE_WARPS - 1) / ROPE_WARPS)),
+                       dim3(ROPE_WARPS * 32), 0, stream, pdl, p);
 }

@@ -214,11 +214,14 @@ static bool check_detail(const row_case &c, const std::vector<float> &x, const s
     for (float v : x) top = fmaxf(top, v);
     double z = 0;
     for (float v : x) z += exp((double)v - (double)top);
-    const double lse = (double)top + log(z), tol = 4e-6 + 2e-7 * fabs(lse);
+    const double lse = (double)top + log(z), slack = 4e-6 + 2e-7 * fabs(lse);
+    auto near = [&](float got, double want) { /* the answer itself is a float */
+        return fabs((double)got - want) < slack + 1e-7 * fabs(want);
+    };
     int rank = 1;
     for (float v : x) rank += v > x[token];
     bool ok = o.token == token && o.finite && o.rank == rank &&
-              fabs((double)o.logprob - ((double)x[token] - lse)) < tol;
+              near(o.logprob, (double)x[token] - lse);
     const int k = std::min(c.r.n_top, n);
     if (o.n_top != k) return false;
     std::vector<int> id(n);
@@ -227,7 +230,7 @@ static bool check_detail(const row_case &c, const std::vector<float> &x, const s
                       [&](int a, int b) { return x[a] != x[b] ? x[a] > x[b] : a < b; });
     for (int i = 0; i < k; i++) {
         ok = ok && o.top_token[i] == id[i] &&
-             fabs((double)o.top_logprob[i] - ((double)x[id[i]] - lse)) < tol;
+             near(o.top_logprob[i], (double)x[id[i]] - lse);
     }
     return ok;
 }
