@@ -11,6 +11,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/gemm_wgmma.h"
 #include "kernels/cuda/gemv.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/ops.h"
@@ -21,6 +22,7 @@ enum {
     PIPELINE_DEPTH = 2,
     SLAB_BYTES = 64 << 20,
     GLU_ROWS_MAX = 2048,  /* rows of gate_up at a time: bounds its buffer */
+    WGMMA_ROWS_MAX = 128, /* rows that the wgmma kernels take */
     FUSED_ROWS_MAX = 8,   /* rows that the matrix-vector kernels take */
     GRAPH_ROWS_MAX = 256, /* largest decode batch with a captured graph */
     GRAPHS_MAX = 40
@@ -109,7 +111,7 @@ typedef struct cuda_backend {
     uint8_t *kv;
     int kv_blocks; /* without the block that padding rows write */
     float *x, *qkv, *logits;
-    uint16_t *x_half, *xn, *att, *act, *w16, *head_x;
+    uint16_t *x_half, *xn, *att, *xn_att, *act, *w16, *head_x;
     void *q, *gate_up, *attn_work, *sampler_work;
     int32_t *previous;    /* ids drawn by the last step */
     sampled *sampled_dev; /* its details */
@@ -119,6 +121,8 @@ typedef struct cuda_backend {
     int n_graphs;
     bool reserved;
     int fused_rows;  /* steps of so few rows take the matrix-vector kernels; 0: none do */
+    bool wgmma;      /* steps of up to 128 rows take the wgmma kernels */
+    bool head_wgmma; /* and their logits too */
     bool fused_rope; /* and those of q, k, v rotate and append themselves */
 
     /* the step being queued */

@@ -57,6 +57,82 @@ bool shape_of(const cuda_matrix *m, gemv_output output, int n_rows, int n_sms, s
     return try_units(m, output, n_rows, n_sms, 4, s) || try_units(m, output, n_rows, n_sms, 1, s);
 }
 
+struct pair {
+    shape first, second;
+    const void *fn;
+    int n_first; /* blocks of the first matrix */
+    size_t smem_bytes;
+};
+
+/* Blocks for the first matrix, so that the slowest block has the least to read. */
+int split_blocks(const cuda_matrix *a, const cuda_matrix *b, int n_sms) {
+    const double a_tile = (double)weight_tile_bytes(a->format, a->n_in);
+    const double b_tile = (double)weight_tile_bytes(b->format, b->n_in);
+    int best = 1;
+    double least = 1e30;
+    for (int n = 1; n < n_sms; n++) {
+        const double ta = a_tile * ((a->n_tiles + n - 1) / n);
+        const double tb = b_tile * ((b->n_tiles + n_sms - n - 1) / (n_sms - n));
+        const double t = ta > tb ? ta : tb;
+        if (t < least) {
+            least = t;
+            best = n;
+        }
+    }
+    return best;
+}
+
+bool pair_of(const cuda_matrix *a, const cuda_matrix *b, gemv_output output, int n_rows, int n_sms,
+             pair *p) {
+    if ((output != GEMV_STORE && output != GEMV_ROPE) || a->n_in != b->n_in || n_sms < 2)
+        return false;
+    for (int units = 4; units >= 1; units -= 3) {
+        const gemv_pair_kernels *k = gemv_pair(a->format, b->format, units);
+        if (k == nullptr || !try_units(a, output, n_rows, n_sms, units, &p->first) ||
+            !try_units(b, output, n_rows, n_sms, units, &p->second) || p->first.n_passes != 1 ||
+            p->second.n_passes != 1) {
+            continue;
+        }
+        p->fn = output == GEMV_ROPE ? k->rope : k->store;
+        p->n_first = split_blocks(a, b, n_sms);
+        const int ta = (a->n_tiles + p->n_first - 1) / p->n_first;
+        const int tb = (b->n_tiles + n_sms - p->n_first - 1) / (n_sms - p->n_first);
+        const size_t sa =
+            smem_of(p->first.k->slot_pitch, p->first.n_warps, p->first.n_slots, n_rows, ta);
+        const size_t sb =
+            smem_of(p->second.k->slot_pitch, p->second.n_warps, p->second.n_slots, n_rows, tb);
+        p->smem_bytes = sa > sb ? sa : sb;
+        return p->smem_bytes <= SMEM_BYTES;
+    }
+    return false;
+}
+
+void set_shape(gemv_args *a, const shape *s) {
+    a->n_warps = s->n_warps;
+    a->n_slots = s->n_slots;
+    a->n_passes = s->n_passes;
+}
+
+status launch(const void *fn, int grid, int n_warps, size_t smem_bytes, bool pdl, void **params,
+              cudaStream_t stream) {
+    cudaLaunchConfig_t c = {};
+    c.gridDim = dim3((unsigned)grid);
+    c.blockDim = dim3((unsigned)(n_warps * 32));
+    c.dynamicSmemBytes = smem_bytes;
+    c.stream = stream;
+    cudaLaunchAttribute at[1];
+    at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    at[0].val.programmaticStreamSerializationAllowed = 1;
+    c.attrs = at;
+    c.numAttrs = pdl ? 1 : 0;
+    return cuda_status(cudaLaunchKernelExC(&c, fn, params));
+}
+
+status raise_limit(const void *fn) {
+    return cuda_status(
+        cudaFuncSetAttribute(fn, cudaFuncAttributeMaxDynamicSharedMemorySize, SMEM_BYTES));
+}
+
 } // namespace
 
 extern "C" bool gemv_fits(const cuda_matrix *m, gemv_output output, int n_rows, int n_sms) {
@@ -69,36 +145,43 @@ extern "C" status cuda_gemv(const gemv_args *args, gemv_output output, int n_sms
     shape s;
     if (!shape_of(&args->m, output, args->n_rows, n_sms, &s)) return E_INVAL;
     gemv_args a = *args;
-    a.n_warps = s.n_warps;
-    a.n_slots = s.n_slots;
-    a.n_passes = s.n_passes;
-    cudaLaunchConfig_t c = {};
-    c.gridDim = dim3((unsigned)s.grid);
-    c.blockDim = dim3((unsigned)(s.n_warps * 32));
-    c.dynamicSmemBytes = s.smem_bytes;
-    c.stream = stream;
-    cudaLaunchAttribute at[1];
-    at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    at[0].val.programmaticStreamSerializationAllowed = 1;
-    c.attrs = at;
-    c.numAttrs = a.pdl ? 1 : 0;
+    set_shape(&a, &s);
     void *params[] = {&a};
-    return cuda_status(cudaLaunchKernelExC(&c, s.fn, params));
+    return launch(s.fn, s.grid, s.n_warps, s.smem_bytes, a.pdl, params, stream);
+}
+
+extern "C" bool gemv_pair_fits(const cuda_matrix *first, const cuda_matrix *second,
+                               gemv_output output, int n_rows, int n_sms) {
+    pair p;
+    return pair_of(first, second, output, n_rows, n_sms, &p);
+}
+
+extern "C" status cuda_gemv_pair(const gemv_args *first, const gemv_args *second,
+                                 gemv_output output, int n_sms, cudaStream_t stream) {
+    pair p;
+    if (!pair_of(&first->m, &second->m, output, first->n_rows, n_sms, &p)) return E_INVAL;
+    gemv_args a = *first, b = *second;
+    set_shape(&a, &p.first);
+    set_shape(&b, &p.second);
+    void *params[] = {&a, &b, &p.n_first};
+    return launch(p.fn, n_sms, p.first.n_warps, p.smem_bytes, a.pdl, params, stream);
 }
 
 extern "C" status gemv_init(void) {
+    status s = OK;
     for (int f = 0; f < WF_COUNT; f++) {
         for (int units = 1; units <= 4; units++) {
             const gemv_kernels *k = TABLES[f](units);
-            if (k == nullptr) continue;
-            for (int i = 0; i < 5; i++) {
-                const void *fn = i < 4 ? k->one_pass[i] : k->multi_pass;
-                if (cudaFuncSetAttribute(fn, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         SMEM_BYTES) != cudaSuccess) {
-                    return cuda_status(cudaGetLastError());
-                }
+            for (int i = 0; k != nullptr && i < 5 && s == OK; i++) {
+                s = raise_limit(i < 4 ? k->one_pass[i] : k->multi_pass);
+            }
+            for (int g = 0; g < WF_COUNT && s == OK; g++) {
+                const gemv_pair_kernels *p = gemv_pair(f, g, units);
+                if (p == nullptr) continue;
+                s = raise_limit(p->store);
+                if (s == OK) s = raise_limit(p->rope);
             }
         }
     }
-    return OK;
+    return s;
 }

@@ -107,80 +107,104 @@ __device__ __forceinline__ void gemv_rope_output(const gemv_rope &r, bool write,
                   kv_elem_offset(&r.kv, value, pos % r.kv.block_tokens, d);
     *(uint16_t *)at = bits;
 }
-#endif
 
-template <int F, int UW, int EP, bool MULTI>
-__global__ __launch_bounds__(GEMV_THREADS_MAX,
-                             1) void gemv_kernel(const __grid_constant__ gemv_args p) {
-#if PTX_SM90
+/* One block's work. A struct, so that the pieces can be read one by one: everything is inlined and
+ * lives in registers. block, n_blocks: this block's place among those that share the matrix. */
+template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     using slot_t = gemv_slot<F, UW>;
-    constexpr bool NORM = EP != GEMV_RESIDUAL;
-    constexpr int PAIR = EP == GEMV_GLU ? 2 : 1, GROUP = 2, CST = GEMV_SUM_STRIDE;
-    constexpr int NACC = MULTI ? GEMV_TILES_MULTI : 1;
-    extern __shared__ __align__(128) uint8_t smem[];
-    const int tid = (int)threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
-    const int n_warps = p.n_warps, n_slots = p.n_slots, n_rows = p.n_rows, n_threads = n_warps * 32;
-    uint8_t *ring = smem + (size_t)(warp * n_slots) * slot_t::PITCH;
-    float *sums = (float *)(smem + (size_t)(n_warps * n_slots) * slot_t::PITCH);
-    uint64_t *bars = (uint64_t *)(sums + GEMV_SUM_TILES * n_warps * n_rows * CST);
-    float *squares = (float *)(bars + n_warps * n_slots), *scales = squares + n_warps * 8;
-    const uint32_t bar = ptx::smem(bars + warp * n_slots), ring_at = ptx::smem(ring);
+    static constexpr bool NORM = EP != GEMV_RESIDUAL;
+    static constexpr int PAIR = EP == GEMV_GLU ? 2 : 1, GROUP = 2, CST = GEMV_SUM_STRIDE;
+    static constexpr int NACC = MULTI ? GEMV_TILES_MULTI : 1;
+    static constexpr bool MOVES = slot_t::PITCH > slot_t::BYTES; /* a copy keeps its line offset */
 
-    const int groups = p.m.n_tiles / PAIR;
-    const int t0 = PAIR * (int)((long long)blockIdx.x * groups / gridDim.x);
-    const int n_tiles = PAIR * (int)((long long)(blockIdx.x + 1) * groups / gridDim.x) - t0;
-    const int n_slices =
-        p.m.n_units / UW; /* of a tile; slice pass * n_warps + warp is this warp's */
-    const size_t tile_bytes = (size_t)n_slices * slot_t::BYTES;
-    const uint8_t *src = p.m.chunks + (size_t)t0 * tile_bytes + (size_t)warp * slot_t::BYTES;
-    const int my_passes = warp < n_slices ? (n_slices - warp + n_warps - 1) / n_warps : 0;
-    const int n_steps = n_tiles * my_passes;
-    const uint64_t policy = evict_first_policy();
-    int fill_tile = 0, fill_pass = 0;
-    auto fill = [&](int slot) {
-        const uint8_t *a =
-            src + (size_t)fill_tile * tile_bytes + (size_t)(fill_pass * n_warps) * slot_t::BYTES;
-        const uint32_t off = slot_t::PITCH > slot_t::BYTES ? (uint32_t)(uintptr_t)a & 127 : 0;
-        ptx::mbar_expect(bar + slot * 8, slot_t::BYTES);
-        bulk_load_once(ring_at + slot * slot_t::PITCH + off, a, slot_t::BYTES, bar + slot * 8,
-                       policy);
+    const gemv_args &p;
+    int warp, lane, t0, n_tiles, my_passes, n_steps, fill_tile, fill_pass, slot, step;
+    int row, column, sub; /* this thread's output: row of tile i0 + sub, column */
+    size_t tile_bytes;
+    const uint8_t *src, *ring;
+    float *sums, *squares, *scales;
+    uint32_t bar, ring_at, phase;
+    uint64_t policy;
+    float inverse, residual; /* 1 / rms of the column; of the first reduction */
+    uint32_t x[UW][8], gamma[NORM ? UW : 1][8];
+
+    __device__ __forceinline__ gemv_work(const gemv_args &args, uint8_t *smem, int block,
+                                         int n_blocks)
+        : p(args) {
+        const int tid = (int)threadIdx.x, slots = p.n_warps * p.n_slots;
+        warp = tid >> 5;
+        lane = tid & 31;
+        ring = smem + (size_t)(warp * p.n_slots) * slot_t::PITCH;
+        sums = (float *)(smem + (size_t)slots * slot_t::PITCH);
+        uint64_t *bars = (uint64_t *)(sums + GEMV_SUM_TILES * p.n_warps * p.n_rows * CST);
+        squares = (float *)(bars + slots);
+        scales = squares + p.n_warps * 8;
+        bar = ptx::smem(bars + warp * p.n_slots);
+        ring_at = ptx::smem(ring);
+        const int groups = p.m.n_tiles / PAIR;
+        t0 = PAIR * (int)((long long)block * groups / n_blocks);
+        n_tiles = PAIR * (int)((long long)(block + 1) * groups / n_blocks) - t0;
+        const int n_slices = p.m.n_units / UW; /* slice pass * n_warps + warp is this warp's */
+        tile_bytes = (size_t)n_slices * slot_t::BYTES;
+        src = p.m.chunks + (size_t)t0 * tile_bytes + (size_t)warp * slot_t::BYTES;
+        my_passes = warp < n_slices ? (n_slices - warp + p.n_warps - 1) / p.n_warps : 0;
+        n_steps = n_tiles * my_passes;
+        fill_tile = fill_pass = slot = step = 0;
+        phase = 0;
+        inverse = 1;
+        residual = 0;
+        row = tid & 15;
+        column = (tid >> 4) % p.n_rows;
+        sub = (tid >> 4) / p.n_rows;
+        policy = evict_first_policy();
+    }
+
+    __device__ __forceinline__ const uint8_t *slice(int tile, int pass) const {
+        return src + (size_t)tile * tile_bytes + (size_t)(pass * p.n_warps) * slot_t::BYTES;
+    }
+
+    /* Orders the next copy into slot s. One lane. */
+    __device__ __forceinline__ void fill(int s) {
+        const uint8_t *a = slice(fill_tile, fill_pass);
+        const uint32_t off = MOVES ? (uint32_t)(uintptr_t)a & 127 : 0;
+        ptx::mbar_expect(bar + s * 8, slot_t::BYTES);
+        bulk_load_once(ring_at + s * slot_t::PITCH + off, a, slot_t::BYTES, bar + s * 8, policy);
         if (++fill_tile == n_tiles) {
             fill_tile = 0;
             fill_pass++;
         }
-    };
-    ptx::pdl_trigger(); /* the next kernel's weights do not depend on this one */
-    if (lane == 0) {
-        for (int i = 0; i < n_slots; i++) ptx::mbar_init(bar + i * 8, 1);
-        ptx::mbar_init_fence();
-        for (int i = 0; i < n_slots && i < n_steps; i++) fill(i);
     }
-    __syncwarp();
-    for (int i = tid; i < n_tiles * 16; i += n_threads)
-        scales[i] = __ldg(p.m.row_scale + t0 * 16 + i);
 
-    /* this thread's output in each reduction: row `row` of tile i0 + sub, column `column` */
-    const int row = tid & 15, column = (tid >> 4) % n_rows, sub = (tid >> 4) / n_rows;
-    uint32_t x[UW][8], next_x[MULTI ? UW : 1][8], gamma[NORM ? UW : 1][8];
-    if constexpr (NORM) {
+    /* What does not depend on the kernel before: first copies, row scales, norm weights. */
+    __device__ __forceinline__ void start() {
+        ptx::pdl_trigger(); /* the next kernel's weights do not depend on this one */
+        if (lane == 0) {
+            for (int i = 0; i < p.n_slots; i++) ptx::mbar_init(bar + i * 8, 1);
+            ptx::mbar_init_fence();
+            for (int i = 0; i < p.n_slots && i < n_steps; i++) fill(i);
+        }
+        __syncwarp();
+        for (int i = (int)threadIdx.x; i < n_tiles * 16; i += p.n_warps * 32) {
+            scales[i] = __ldg(p.m.row_scale + t0 * 16 + i);
+        }
+        if constexpr (NORM) {
 #pragma unroll
-        for (int u = 0; u < UW; u++)
-            gemv_load_x(gamma[u], p.norm, 0, 1, p.m.n_in, warp * UW + u, t);
+            for (int u = 0; u < UW; u++) {
+                gemv_load_x(gamma[u], p.norm, 0, 1, p.m.n_in, warp * UW + u, lane & 3);
+            }
+        }
     }
-    ptx::pdl_wait();
-    auto load_x = [&](auto &to, int pass) {
+
+    __device__ __forceinline__ void load_x(uint32_t (&to)[UW][8], int pass) const {
 #pragma unroll
         for (int u = 0; u < UW; u++) {
-            gemv_load_x(to[u], p.x, g, n_rows, p.m.n_in, (pass * n_warps + warp) * UW + u, t);
+            const int unit = (pass * p.n_warps + warp) * UW + u;
+            gemv_load_x(to[u], p.x, lane >> 2, p.n_rows, p.m.n_in, unit, lane & 3);
         }
-    };
-    load_x(x, 0);
-    float residual = 0; /* of the first reduction */
-    if (EP == GEMV_RESIDUAL && sub < n_tiles && sub < GROUP) {
-        const int n = (t0 + sub) * 16 + row;
-        if (n < p.m.n_out) residual = __ldcg(p.y + (size_t)column * (size_t)p.ldy + n);
     }
-    if constexpr (NORM) {
+
+    /* x *= norm weights; the squares of this warp's inputs, for 1 / rms. */
+    __device__ __forceinline__ void apply_norm() {
         float s = 0;
 #pragma unroll
         for (int u = 0; u < UW; u++) {
@@ -193,18 +217,13 @@ __global__ __launch_bounds__(GEMV_THREADS_MAX,
         }
         s += __shfl_xor_sync(ptx::FULL, s, 1);
         s += __shfl_xor_sync(ptx::FULL, s, 2);
-        if (t == 0) squares[warp * 8 + g] = s;
+        if ((lane & 3) == 0) squares[warp * 8 + (lane >> 2)] = s;
     }
 
-    float acc[NACC][2][4] = {};
-    float inverse = 1; /* 1 / rms of this thread's column */
-    int slot = 0;
-    uint32_t phase = 0;
-    int step = 0;
-    auto multiply = [&](int i, int pass, float(&ac)[2][4]) {
+    /* ac += this warp's slice of tile i times x. */
+    __device__ __forceinline__ void multiply(int i, int pass, float (&ac)[2][4]) {
         ptx::mbar_wait(bar + slot * 8, phase);
-        const uint8_t *a = src + (size_t)i * tile_bytes + (size_t)(pass * n_warps) * slot_t::BYTES;
-        const uint32_t off = slot_t::PITCH > slot_t::BYTES ? (uint32_t)(uintptr_t)a & 127 : 0;
+        const uint32_t off = MOVES ? (uint32_t)(uintptr_t)slice(i, pass) & 127 : 0;
         const uint8_t *c = ring + slot * slot_t::PITCH + off;
         wf_frag<F> f[slot_t::CHUNKS];
 #pragma unroll
@@ -218,36 +237,46 @@ __global__ __launch_bounds__(GEMV_THREADS_MAX,
                 mma_half(ac[s & 1], w + 4 * s, x[u][2 * s], x[u][2 * s + 1]);
         }
         __syncwarp(); /* all lanes have consumed the slot */
-        if (lane == 0 && step + n_slots < n_steps) fill(slot);
+        if (lane == 0 && step + p.n_slots < n_steps) fill(slot);
         step++;
-        if (++slot == n_slots) {
+        if (++slot == p.n_slots) {
             slot = 0;
             phase ^= 1;
         }
-    };
-    auto store = [&](int i, float(&ac)[2][4]) {
-        float *r = sums + ((i % GEMV_SUM_TILES) * n_warps + warp) * n_rows * CST;
-        const int c = 2 * t;
-        if (c < n_rows) {
+    }
+
+    __device__ __forceinline__ void store(int i, const float (&ac)[2][4]) {
+        float *r = sums + ((i % GEMV_SUM_TILES) * p.n_warps + warp) * p.n_rows * CST;
+        const int c = 2 * (lane & 3), g = lane >> 2;
+        if (c < p.n_rows) {
             r[c * CST + g] = ac[0][0] + ac[1][0];
             r[c * CST + g + 8] = ac[0][2] + ac[1][2];
         }
-        if (c + 1 < n_rows) {
+        if (c + 1 < p.n_rows) {
             r[(c + 1) * CST + g] = ac[0][1] + ac[1][1];
             r[(c + 1) * CST + g + 8] = ac[0][3] + ac[1][3];
         }
-    };
-    auto sum = [&](int i) {
-        const float *q = sums + (i % GEMV_SUM_TILES) * n_warps * n_rows * CST + column * CST + row;
+    }
+
+    __device__ __forceinline__ float sum(int i) const {
+        const float *q =
+            sums + (i % GEMV_SUM_TILES) * p.n_warps * p.n_rows * CST + column * CST + row;
         float v = 0;
-        for (int j = 0; j < n_warps; j++) v += q[j * n_rows * CST];
+        for (int j = 0; j < p.n_warps; j++) v += q[j * p.n_rows * CST];
         return v * scales[i * 16 + row] * inverse;
-    };
-    auto reduce = [&](int i0, int count) {
-        __syncthreads(); /* sums of tiles i0.. are complete; those of the group before are read */
+    }
+
+    __device__ __forceinline__ void put_half(int n, float v) const {
+        p.half_out[(size_t)column * (size_t)p.ld_half + n] =
+            __half_as_ushort(__float2half_rn(saturate_half(v)));
+    }
+
+    /* Outputs of tiles i0 .. i0 + count: at most one a thread. */
+    __device__ __forceinline__ void reduce(int i0, int count) {
+        __syncthreads(); /* sums of these tiles are complete; those of the group before are read */
         if (NORM && i0 == 0) {
             float s = 0;
-            for (int j = 0; j < n_warps; j++) s += squares[j * 8 + column];
+            for (int j = 0; j < p.n_warps; j++) s += squares[j * 8 + column];
             constexpr float XS = RESIDUAL_HALF_SCALE;
             inverse = rsqrtf(s / (XS * XS * (float)p.m.n_in) + p.eps) / XS;
         }
@@ -255,9 +284,7 @@ __global__ __launch_bounds__(GEMV_THREADS_MAX,
             const int n = (t0 + i0) / 2 * 16 + row;
             if (sub == 0 && n < p.m.n_out / 2) {
                 const float a = sum(i0), b = sum(i0 + 1);
-                const float h = a / (1.0f + __expf(-a)) * b * ACT_HALF_SCALE;
-                p.half_out[(size_t)column * (size_t)p.ld_half + n] =
-                    __half_as_ushort(__float2half_rn(saturate_half(h)));
+                put_half(n, a / (1.0f + __expf(-a)) * b * ACT_HALF_SCALE);
             }
             return;
         }
@@ -273,33 +300,34 @@ __global__ __launch_bounds__(GEMV_THREADS_MAX,
         float *y = p.y + (size_t)column * (size_t)p.ldy + n;
         if constexpr (EP == GEMV_RESIDUAL) {
             v += i0 == 0 ? residual : *y;
-            p.half_out[(size_t)column * (size_t)p.ld_half + n] =
-                __half_as_ushort(__float2half_rn(saturate_half(v * RESIDUAL_HALF_SCALE)));
+            put_half(n, v * RESIDUAL_HALF_SCALE);
         }
         *y = v;
-    };
-    if constexpr (!MULTI) {
+    }
+
+    __device__ __forceinline__ void one_pass() {
         for (int i = 0; i < n_tiles; i++) {
-#pragma unroll
-            for (int j = 0; j < 8; j++) acc[0][j >> 2][j & 3] = 0;
-            if (my_passes > 0) multiply(i, 0, acc[0]);
-            store(i, acc[0]);
+            float acc[2][4] = {};
+            if (my_passes > 0) multiply(i, 0, acc);
+            store(i, acc);
             if ((i + 1) % GROUP == 0 || i == n_tiles - 1) reduce(i / GROUP * GROUP, i % GROUP + 1);
         }
-    } else {
+    }
+
+    __device__ __forceinline__ void many_passes() {
+        float acc[NACC][2][4] = {};
+        uint32_t next[UW][8] = {};
 #pragma unroll 1
         for (int pass = 0; pass < p.n_passes; pass++) {
-            if (pass + 1 < p.n_passes) load_x(next_x, pass + 1);
-            if (pass < my_passes) {
+            if (pass + 1 < p.n_passes) load_x(next, pass + 1); /* travels during this pass */
 #pragma unroll
-                for (int i = 0; i < NACC; i++) {
-                    if (i < n_tiles) multiply(i, pass, acc[i]);
-                }
+            for (int i = 0; i < NACC; i++) {
+                if (pass < my_passes && i < n_tiles) multiply(i, pass, acc[i]);
             }
 #pragma unroll
             for (int u = 0; u < UW; u++) {
 #pragma unroll
-                for (int j = 0; j < 8; j++) x[u][j] = next_x[u][j];
+                for (int j = 0; j < 8; j++) x[u][j] = next[u][j];
             }
         }
 #pragma unroll
@@ -307,6 +335,48 @@ __global__ __launch_bounds__(GEMV_THREADS_MAX,
             if (i < n_tiles) store(i, acc[i]);
         }
         reduce(0, n_tiles);
+    }
+
+    __device__ __forceinline__ void run() {
+        start();
+        ptx::pdl_wait();
+        load_x(x, 0);
+        if (EP == GEMV_RESIDUAL && sub < n_tiles && sub < GROUP) {
+            const int n = (t0 + sub) * 16 + row;
+            if (n < p.m.n_out) residual = __ldcg(p.y + (size_t)column * (size_t)p.ldy + n);
+        }
+        if constexpr (NORM) apply_norm();
+        if constexpr (MULTI)
+            many_passes();
+        else
+            one_pass();
+    }
+};
+#endif
+
+template <int F, int UW, int EP, bool MULTI>
+__global__ __launch_bounds__(GEMV_THREADS_MAX,
+                             1) void gemv_kernel(const __grid_constant__ gemv_args p) {
+#if PTX_SM90
+    extern __shared__ __align__(128) uint8_t smem[];
+    gemv_work<F, UW, EP, MULTI>(p, smem, (int)blockIdx.x, (int)gridDim.x).run();
+#endif
+}
+
+/* Two matrices of different formats over the same inputs (q and k, then v): the first n_first
+ * blocks take the first. One launch less in half of a Q4_K_M model's layers. */
+template <int F, int G, int UW, int EP>
+__global__ __launch_bounds__(GEMV_THREADS_MAX,
+                             1) void gemv_pair_kernel(const __grid_constant__ gemv_args p,
+                                                      const __grid_constant__ gemv_args q,
+                                                      int n_first) {
+#if PTX_SM90
+    extern __shared__ __align__(128) uint8_t smem[];
+    const int block = (int)blockIdx.x;
+    if (block < n_first) {
+        gemv_work<F, UW, EP, false>(p, smem, block, n_first).run();
+    } else {
+        gemv_work<G, UW, EP, false>(q, smem, block - n_first, (int)gridDim.x - n_first).run();
     }
 #endif
 }

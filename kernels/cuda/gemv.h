@@ -48,6 +48,12 @@ typedef struct gemv_args {
 /* Whether the kernels take this matrix at n_rows rows on n_sms multiprocessors. */
 bool gemv_fits(const cuda_matrix *m, gemv_output output, int n_rows, int n_sms);
 status cuda_gemv(const gemv_args *a, gemv_output output, int n_sms, cudaStream_t stream);
+/* Two matrices over the same inputs in one launch: q and k, v of another format. output: STORE,
+ * ROPE. */
+bool gemv_pair_fits(const cuda_matrix *first, const cuda_matrix *second, gemv_output output,
+                    int n_rows, int n_sms);
+status cuda_gemv_pair(const gemv_args *first, const gemv_args *second, gemv_output output,
+                      int n_sms, cudaStream_t stream);
 /* Raises the kernels' shared-memory limits, once at start. */
 status gemv_init(void);
 

@@ -12,6 +12,13 @@ typedef struct gemv_kernels {
     const void *multi_pass;  /* GEMV_RESIDUAL */
 } gemv_kernels;
 
+typedef struct gemv_pair_kernels {
+    const void *store, *rope;
+} gemv_pair_kernels;
+
+/* NULL: this pair of formats is not built for so many units. */
+const gemv_pair_kernels *gemv_pair(int first, int second, int units);
+
 /* NULL: not built for so many units. */
 const gemv_kernels *gemv_q4k(int units);
 const gemv_kernels *gemv_q5k(int units);

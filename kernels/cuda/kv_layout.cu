@@ -5,7 +5,7 @@ static bool tensor_core_dim(int d) {
     return d == 64 || d == 80 || d == 96 || d == 128 || d == 256;
 }
 
-extern "C" status kv_layout_init(kv_layout *l, dtype type, int head_dim, int n_kv_heads,
+extern "C" status cuda_kv_layout_init(kv_layout *l, dtype type, int head_dim, int n_kv_heads,
                                  int block_tokens, error *err) {
     if (type != DTYPE_F32 && type != DTYPE_F16 && type != DTYPE_BF16 && type != DTYPE_I8) {
         const dtype_info *info = dtype_get(type);

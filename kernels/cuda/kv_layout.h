@@ -46,7 +46,7 @@ typedef struct kv_layout {
 } kv_layout;
 
 /* Fills *l. E_UNSUPPORTED names the type, head_dim or block size that is not built. */
-status kv_layout_init(kv_layout *l, dtype type, int head_dim, int n_kv_heads, int block_tokens,
+status cuda_kv_layout_init(kv_layout *l, dtype type, int head_dim, int n_kv_heads, int block_tokens,
                       error *err);
 
 /* XOR of a chunk's index within its slab row. */

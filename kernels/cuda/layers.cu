@@ -1,6 +1,7 @@
 /* The operations of a layer on the rows of the step: which kernel, which buffers. The kernels are
  * chosen by the number of rows:
  *   1..8: the matrix-vector kernels with everything around them folded in (gemv.cuh), five a layer
+ *   9..128: the wgmma kernels; activations go from kernel to kernel in their order
  *   deterministic, or no better one: gemm_mma (a row's bits do not depend on the others)
  *   more than LT_ROWS: cuBLASLt on halves, from the resident copy or expanded into scratch */
 #include "kernels/cuda/cuda_backend.h"
@@ -71,7 +72,9 @@ status linear(cuda_backend *b, const cuda_matrix *m, const uint16_t *x, int ldx,
     return cuda_linear_mma(m, &a, b->stream);
 }
 
-status norm(cuda_backend *b, const float *w, const int32_t *rows, int n_rows, uint16_t *y) {
+/* xn = RMSNorm(x); columns > 0: in the wgmma kernels' order. Clears n_init floats a row of init. */
+status norm(cuda_backend *b, const float *w, const int32_t *rows, int n_rows, uint16_t *y,
+            int columns, float *init, int n_init) {
     norm_args a = {};
     a.x = b->x;
     a.rows = rows;
@@ -81,8 +84,32 @@ status norm(cuda_backend *b, const float *w, const int32_t *rows, int n_rows, ui
     a.eps = b->shape.norm_eps;
     a.y = y;
     a.ldy = b->shape.n_embd;
+    a.columns = columns;
+    a.init = init;
+    a.n_init = n_init;
     a.pdl = b->pdl;
     return cuda_rms_norm(&a, b->stream);
+}
+
+bool wgmma(const cuda_backend *b) {
+    return b->wgmma && b->n_rows <= WGMMA_ROWS_MAX && b->n_rows > b->fused_rows;
+}
+
+/* y (+)= W x on the wgmma kernels; x, and half_out of LINEAR_GLU, in their order. */
+status wgmma_linear(cuda_backend *b, const cuda_matrix *m, linear_output output, const uint16_t *x,
+                    int n_rows, float *y, int ldy, const float *bias, uint16_t *half_out) {
+    wgmma_args a = {};
+    a.m = *m;
+    a.x = x;
+    a.columns = wgmma_columns(n_rows);
+    a.n_rows = n_rows;
+    a.output = output;
+    a.y = y;
+    a.ldy = ldy;
+    a.bias = bias;
+    a.half_out = half_out;
+    a.pdl = b->pdl;
+    return cuda_linear_wgmma(&a, b->n_sms, b->stream);
 }
 
 bool fused(const cuda_backend *b) {
@@ -154,31 +181,78 @@ status rope_append(cuda_backend *b, int layer) {
     return cuda_rope_append(&b->attn, &a, b->stream);
 }
 
+gemv_args qkv_args(cuda_backend *b, int layer, int i) {
+    const cuda_layer *y = &b->layers[layer];
+    gemv_args a = {};
+    a.m = y->qkv[i];
+    a.x = b->x_half;
+    a.norm = y->attn_norm_half;
+    a.eps = b->shape.norm_eps;
+    a.n_rows = b->n_rows;
+    a.bias = y->qkv_bias != nullptr ? y->qkv_bias + y->qkv_column[i] : nullptr;
+    a.y = b->qkv + y->qkv_column[i];
+    a.ldy = b->shape.n_qkv_out;
+    a.pdl = b->pdl;
+    gemv_rope *r = &a.rope;
+    r->kv = b->attn.kv;
+    r->kv_layer = kv_layer(b, layer);
+    r->q = (uint16_t *)b->q;
+    r->block = b->dev.block;
+    r->block_start = b->dev.block_start;
+    r->row_seq = b->dev.row_seq;
+    r->row_pos = b->dev.row_pos;
+    r->rope = b->dev.rope;
+    r->n_heads = b->shape.n_heads;
+    r->n_rot = b->shape.n_rot;
+    r->column0 = y->qkv_column[i];
+    return a;
+}
+
 status fused_qkv(cuda_backend *b, int layer) {
     const cuda_layer *y = &b->layers[layer];
-    for (int i = 0; i < y->n_qkv; i++) {
-        gemv_args a = {};
-        a.x = b->x_half;
-        a.norm = y->attn_norm_half;
-        a.bias = y->qkv_bias != nullptr ? y->qkv_bias + y->qkv_column[i] : nullptr;
-        a.y = b->qkv + y->qkv_column[i];
-        a.ldy = b->shape.n_qkv_out;
-        gemv_rope *r = &a.rope;
-        r->kv = b->attn.kv;
-        r->kv_layer = kv_layer(b, layer);
-        r->q = (uint16_t *)b->q;
-        r->block = b->dev.block;
-        r->block_start = b->dev.block_start;
-        r->row_seq = b->dev.row_seq;
-        r->row_pos = b->dev.row_pos;
-        r->rope = b->dev.rope;
-        r->n_heads = b->shape.n_heads;
-        r->n_rot = b->shape.n_rot;
-        r->column0 = y->qkv_column[i];
-        const status s = fused_gemv(b, &y->qkv[i], b->fused_rope ? GEMV_ROPE : GEMV_STORE, &a);
-        if (s != OK) return s;
+    const gemv_output output = b->fused_rope ? GEMV_ROPE : GEMV_STORE;
+    status s = OK;
+    if (y->n_qkv == 2 && gemv_pair_fits(&y->qkv[0], &y->qkv[1], output, b->n_rows, b->n_sms)) {
+        const gemv_args first = qkv_args(b, layer, 0), second = qkv_args(b, layer, 1);
+        s = cuda_gemv_pair(&first, &second, output, b->n_sms, b->stream);
+    } else {
+        for (int i = 0; i < y->n_qkv && s == OK; i++) {
+            const gemv_args a = qkv_args(b, layer, i);
+            s = cuda_gemv(&a, output, b->n_sms, b->stream);
+        }
     }
-    return b->fused_rope ? OK : rope_append(b, layer);
+    return s != OK || b->fused_rope ? s : rope_append(b, layer);
+}
+
+status wgmma_qkv(cuda_backend *b, int layer) {
+    const cuda_shape *sh = &b->shape;
+    const cuda_layer *y = &b->layers[layer];
+    bool splits = false;
+    for (int i = 0; i < y->n_qkv; i++) {
+        splits = splits || wgmma_splits(&y->qkv[i], LINEAR_STORE, b->n_rows, b->n_sms);
+    }
+    status s = norm(b, y->attn_norm, nullptr, b->n_rows, b->xn, wgmma_columns(b->n_rows),
+                    splits ? b->qkv : nullptr, sh->n_qkv_out);
+    for (int i = 0; i < y->n_qkv && s == OK; i++) {
+        const int c = y->qkv_column[i];
+        s = wgmma_linear(b, &y->qkv[i], LINEAR_STORE, b->xn, b->n_rows, b->qkv + c, sh->n_qkv_out,
+                         y->qkv_bias != nullptr ? y->qkv_bias + c : nullptr, nullptr);
+    }
+    return s == OK ? rope_append(b, layer) : s;
+}
+
+status wgmma_attn_output(cuda_backend *b, const cuda_layer *y) {
+    reorder_args r = {};
+    r.x = b->att;
+    r.y = b->xn_att;
+    r.n_rows = b->n_rows;
+    r.dim = b->shape.n_heads * b->shape.head_dim;
+    r.columns = wgmma_columns(b->n_rows);
+    r.pdl = b->pdl;
+    const status s = cuda_reorder(&r, b->stream);
+    if (s != OK) return s;
+    return wgmma_linear(b, &y->o, LINEAR_ADD, b->xn_att, b->n_rows, b->x, b->shape.n_embd,
+                        y->o_bias, nullptr);
 }
 
 /* x += W in (+ bias), and its half copy. */
@@ -216,7 +290,8 @@ status cuda_op_qkv(cuda_backend *b, int layer) {
     const cuda_shape *sh = &b->shape;
     const cuda_layer *y = &b->layers[layer];
     if (fused(b)) return fused_qkv(b, layer);
-    status s = norm(b, y->attn_norm, nullptr, b->n_rows, b->xn);
+    if (wgmma(b)) return wgmma_qkv(b, layer);
+    status s = norm(b, y->attn_norm, nullptr, b->n_rows, b->xn, 0, nullptr, 0);
     for (int i = 0; i < y->n_qkv && s == OK; i++) {
         s = linear(b, &y->qkv[i], b->xn, sh->n_embd, b->n_rows, b->qkv + y->qkv_column[i],
                    sh->n_qkv_out, y->qkv_bias != nullptr ? y->qkv_bias + y->qkv_column[i] : nullptr,
@@ -242,6 +317,7 @@ status cuda_op_attention(cuda_backend *b, int layer) {
 status cuda_op_attn_output(cuda_backend *b, int layer) {
     const cuda_layer *y = &b->layers[layer];
     if (fused(b)) return fused_residual(b, &y->o, b->att, y->o_bias);
+    if (wgmma(b)) return wgmma_attn_output(b, y);
     return linear(b, &y->o, b->att, b->shape.n_heads * b->shape.head_dim, b->n_rows, b->x,
                   b->shape.n_embd, y->o_bias, true);
 }
@@ -256,7 +332,14 @@ status cuda_op_gate_up(cuda_backend *b, int layer) {
         a.ld_half = b->shape.n_ff;
         return fused_gemv(b, &y->gate_up[0], GEMV_GLU, &a);
     }
-    status s = norm(b, y->ffn_norm, nullptr, b->n_rows, b->xn);
+    if (wgmma(b)) {
+        const status t =
+            norm(b, y->ffn_norm, nullptr, b->n_rows, b->xn, wgmma_columns(b->n_rows), nullptr, 0);
+        if (t != OK) return t;
+        return wgmma_linear(b, &y->gate_up[0], LINEAR_GLU, b->xn, b->n_rows, nullptr, 0, nullptr,
+                            b->act);
+    }
+    status s = norm(b, y->ffn_norm, nullptr, b->n_rows, b->xn, 0, nullptr, 0);
     for (int row = 0; row < b->n_rows && s == OK; row += GLU_ROWS_MAX) {
         const int left = b->n_rows - row;
         s = gate_up_slice(b, y, row, left < GLU_ROWS_MAX ? left : GLU_ROWS_MAX);
@@ -267,6 +350,10 @@ status cuda_op_gate_up(cuda_backend *b, int layer) {
 status cuda_op_down(cuda_backend *b, int layer) {
     const cuda_layer *y = &b->layers[layer];
     if (fused(b)) return fused_residual(b, &y->down, b->act, nullptr);
+    if (wgmma(b)) {
+        return wgmma_linear(b, &y->down, LINEAR_ADD, b->act, b->n_rows, b->x, b->shape.n_embd,
+                            nullptr, nullptr);
+    }
     return linear(b, &y->down, b->act, b->shape.n_ff, b->n_rows, b->x, b->shape.n_embd, nullptr,
                   true);
 }
@@ -283,7 +370,15 @@ status cuda_op_head(cuda_backend *b) {
         return fused_gemv(b, &b->head, GEMV_STORE, &a);
     }
     const int32_t *rows = b->head_is_rows ? nullptr : b->dev.sample_rows;
-    const status s = norm(b, b->output_norm, rows, b->n_head_rows, b->head_x);
+    if (b->head_wgmma && b->n_head_rows > FUSED_ROWS_MAX && b->n_head_rows <= WGMMA_ROWS_MAX &&
+        !wgmma_splits(&b->head, LINEAR_STORE, b->n_head_rows, b->n_sms)) {
+        const status t = norm(b, b->output_norm, rows, b->n_head_rows, b->head_x,
+                              wgmma_columns(b->n_head_rows), nullptr, 0);
+        if (t != OK) return t;
+        return wgmma_linear(b, &b->head, LINEAR_STORE, b->head_x, b->n_head_rows, b->logits,
+                            b->logits_stride, b->head_bias, nullptr);
+    }
+    const status s = norm(b, b->output_norm, rows, b->n_head_rows, b->head_x, 0, nullptr, 0);
     if (s != OK) return s;
     return linear(b, &b->head, b->head_x, b->shape.n_embd, b->n_head_rows, b->logits,
                   b->logits_stride, b->head_bias, false);

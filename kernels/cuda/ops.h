@@ -31,14 +31,24 @@ typedef struct norm_args {
     const float *w;      /* [dim] */
     int n_rows, dim;
     float eps;
-    uint16_t *y; /* out [n_rows, ldy] halves */
+    uint16_t *y; /* out [n_rows, ldy] halves, or the order of activation_order.cuh */
     int ldy;
+    int columns; /* of that order; 0: rows */
     float *init; /* out [n_rows, n_init] = init_bias or 0; may be NULL */
     int n_init;
     const float *init_bias; /* [n_init] or NULL */
     bool pdl;
 } norm_args;
 status cuda_rms_norm(const norm_args *a, cudaStream_t stream);
+
+/* y = x [n_rows, dim] in the order of activation_order.cuh; dim % 64 == 0. */
+typedef struct reorder_args {
+    const uint16_t *x;
+    uint16_t *y;
+    int n_rows, dim, columns;
+    bool pdl;
+} reorder_args;
+status cuda_reorder(const reorder_args *a, cudaStream_t stream);
 
 typedef struct swiglu_args {
     const void *gu; /* [n_rows, 2 * n_ff] */

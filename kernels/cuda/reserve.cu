@@ -60,6 +60,7 @@ void walk_device(region *r, cuda_backend *b, const capacities &c) {
     r->give((float **)&b->q, c.rows * (size_t)(s->n_heads * s->head_dim));
     r->give(&b->att, c.rows * (size_t)(s->n_heads * s->head_dim));
     r->give((float **)&b->gate_up, glu_rows * 2 * (size_t)s->n_ff);
+    r->give(&b->xn_att, WGMMA_ROWS_MAX * (size_t)(s->n_heads * s->head_dim));
     r->give(&b->act, c.rows * (size_t)s->n_ff);
     r->give(&b->logits, c.samples * (size_t)b->logits_stride);
     r->give(&b->previous, c.samples);
@@ -149,6 +150,22 @@ void choose_fused(cuda_backend *b) {
     }
 }
 
+/* Whether steps of 9..128 rows can take the wgmma kernels: every layer matrix must be built for
+ * them, as activations come in their own order. */
+void choose_wgmma(cuda_backend *b) {
+    b->wgmma = b->head_wgmma = false;
+    if (b->sm != 90 || b->options.deterministic) return;
+    bool fits = true;
+    for (int i = 0; i < b->shape.n_layers && fits; i++) {
+        const cuda_layer *y = &b->layers[i];
+        fits = y->n_gate_up == 1 && wgmma_fits(&y->gate_up[0]) && wgmma_fits(&y->o) &&
+               wgmma_fits(&y->down);
+        for (int j = 0; j < y->n_qkv; j++) fits = fits && wgmma_fits(&y->qkv[j]);
+    }
+    b->wgmma = fits;
+    b->head_wgmma = wgmma_fits(&b->head);
+}
+
 status check_limits(const cuda_backend *b, const backend_limits *w, capacities *c, error *err) {
     if (w->n_tokens_max < 1 || w->n_tokens_max > LIMIT_STEP_TOKENS || w->n_seqs_max < 1 ||
         w->n_seqs_max > LIMIT_SEQUENCES || w->n_samples_max < w->n_seqs_max || w->n_bias_max < 0 ||
@@ -160,9 +177,12 @@ status check_limits(const cuda_backend *b, const backend_limits *w, capacities *
     memset(c, 0, sizeof *c);
     const size_t a_seq = ((size_t)b->shape.context_length + (size_t)w->kv_block_tokens - 1) /
                          (size_t)w->kv_block_tokens;
+    const size_t columns = WGMMA_ROWS_MAX; /* activation buffers hold whole column groups */
     c->rows = (size_t)w->n_tokens_max + PAD;
+    if (c->rows < columns) c->rows = columns;
     c->seqs = (size_t)w->n_seqs_max + PAD;
     c->samples = (size_t)w->n_samples_max + PAD;
+    if (c->samples < columns) c->samples = columns;
     c->blocks =
         (w->n_blocks_max > 0 ? (size_t)w->n_blocks_max : (size_t)w->n_seqs_max * a_seq) + PAD;
     if (c->blocks > LIMIT_STEP_BLOCKS + PAD) c->blocks = LIMIT_STEP_BLOCKS + PAD;
@@ -304,8 +324,9 @@ status cuda_reserve(backend *base, const backend_limits *want, backend_memory *g
     }
     b->reserved = true;
     choose_fused(b);
-    if (b->fused_rows > 0 && gemv_init() != OK) {
-        return error_set(err, cuda_keep(b, E_DEVICE), "cuda: matrix-vector kernels do not start");
+    choose_wgmma(b);
+    if (b->sm == 90 && (gemv_init() != OK || wgmma_init() != OK)) {
+        return error_set(err, cuda_keep(b, E_DEVICE), "cuda: the linear kernels do not start");
     }
     return cuda_graphs_capture(b, err);
 }

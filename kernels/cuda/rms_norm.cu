@@ -4,6 +4,7 @@
  * Optionally starts the next layer's sums: init[i,:] = bias or 0, for kernels that add into them.
  * Numerics: float32 sums in a fixed order: same bits in every batch.
  * Source: Zhang & Sennrich 2019, eq. 4, plus eps. */
+#include "kernels/cuda/activation_order.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/ops.h"
 
@@ -38,7 +39,11 @@ __global__ __launch_bounds__(NORM_THREADS) void rms_norm_kernel(const norm_args 
         const float4 v = x[k], w = ((const float4 *)a.w)[k];
         const float e0 = saturate_half(v.x * scale * w.x), e1 = saturate_half(v.y * scale * w.y);
         const float e2 = saturate_half(v.z * scale * w.z), e3 = saturate_half(v.w * scale * w.w);
-        y[k] = make_uint2(ptx::pack_f16(e0, e1), ptx::pack_f16(e2, e3));
+        const uint32_t lo = ptx::pack_f16(e0, e1), hi = ptx::pack_f16(e2, e3);
+        if (a.columns > 0)
+            activation_store(a.y, a.columns, i, k * 4, lo, hi);
+        else
+            y[k] = make_uint2(lo, hi);
     }
     if (a.init != nullptr) {
         float *z = a.init + (size_t)i * (size_t)a.n_init;

@@ -1,7 +1,7 @@
 /* Times whole steps of the CUDA backend through kernels/backend.h, with made-up weights of real
  * shapes: decode batches at a context, greedy, two steps in flight; then prefill.
  *
- *   bench_cuda_step MODEL [-b 1,8,32] [-c 512] [-p 512,2048] [-n STEPS] [-d] [-k f16|i8]
+ *   bench_cuda_step MODEL [-b 1,8,32] [-c 512] [-p 512,2048] [-n STEPS] [-d] [-t] [-k f16|i8]
  *   MODEL: 8b-q4_k_m 8b-q8_0 8b-f16 7b-q4_k_m 0.5b-q4_k_m 0.5b-f16
  *
  * A line a case: model, batch, context, us a step, tokens/s, bytes a step over time. Weights are
@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_backend.h"
 
 static double now_us() {
     timespec t;
@@ -312,6 +313,59 @@ static void prefill_case(backend *b, const model &m, const char *name, int n) {
     fflush(stdout);
 }
 
+/* Microseconds a call of every operation alone, as graphs over all layers' weights: what a step of
+ * n rows is made of. Uses the state that decode_case has left. */
+static void operation_table(backend *base, int n) {
+    cuda_backend *b = (cuda_backend *)base;
+    typedef status layer_op(cuda_backend *, int);
+    static const struct {
+        const char *name;
+        layer_op *op;
+    } OPS[] = {{"qkv", cuda_op_qkv},
+               {"attention", cuda_op_attention},
+               {"attn_output", cuda_op_attn_output},
+               {"gate_up", cuda_op_gate_up},
+               {"down", cuda_op_down},
+               {"head", nullptr},
+               {"embed", nullptr}};
+    cudaEvent_t e0, e1;
+    check(cudaEventCreate(&e0) == cudaSuccess && cudaEventCreate(&e1) == cudaSuccess ? OK
+                                                                                     : E_DEVICE,
+          "events");
+    double sum = 0;
+    printf("   alone, us a call:");
+    for (const auto &o : OPS) {
+        const int calls = o.op != nullptr ? b->shape.n_layers : 4;
+        cudaGraph_t g;
+        cudaGraphExec_t ge;
+        (void)cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal);
+        for (int i = 0; i < calls; i++) {
+            if (o.op != nullptr)
+                check(o.op(b, i), o.name);
+            else
+                check(o.name[0] == 'h' ? cuda_op_head(b) : cuda_op_embed(b), o.name);
+        }
+        check(cudaStreamEndCapture(b->stream, &g) == cudaSuccess ? OK : E_DEVICE, o.name);
+        check(cudaGraphInstantiate(&ge, g, 0) == cudaSuccess ? OK : E_DEVICE, o.name);
+        const int reps = 10;
+        for (int i = 0; i < reps + 2; i++) {
+            if (i == 2) (void)cudaEventRecord(e0, b->stream);
+            (void)cudaGraphLaunch(ge, b->stream);
+        }
+        (void)cudaEventRecord(e1, b->stream);
+        check(cudaEventSynchronize(e1) == cudaSuccess ? OK : E_DEVICE, o.name);
+        float ms = 0;
+        (void)cudaEventElapsedTime(&ms, e0, e1);
+        const double us = ms * 1e3 / reps / calls;
+        sum += us * (o.op != nullptr ? calls : 1);
+        printf(" %s %.2f", o.name, us);
+        (void)cudaGraphExecDestroy(ge);
+        (void)cudaGraphDestroy(g);
+    }
+    printf(" | a step of %d rows: %.0f\n", n, sum);
+    fflush(stdout);
+}
+
 static std::vector<int> numbers(const char *s) {
     std::vector<int> v;
     while (*s != 0) {
@@ -326,6 +380,7 @@ static std::vector<int> numbers(const char *s) {
 int main(int argc, char **argv) {
     std::vector<int> batches = {1, 8, 32, 64}, prompts = {2048}, contexts = {512};
     int steps = 40, kv_type = -1;
+    bool table = false;
     backend_options o = {};
     for (int i = 2; i < argc; i++) {
         const char *v = i + 1 < argc ? argv[i + 1] : "";
@@ -370,7 +425,10 @@ int main(int argc, char **argv) {
            (now_us() - t0) * 1e-3, (double)got.weights_bytes * 1e-9,
            (double)got.workspace_bytes * 1e-9, (double)got.kv_bytes * 1e-9, got.kv_blocks);
     for (int c : contexts) {
-        for (int n : batches) decode_case(b, m, argv[1], n, c, steps);
+        for (int n : batches) {
+            decode_case(b, m, argv[1], n, c, steps);
+            if (table) operation_table(b, n);
+        }
     }
     for (int p : prompts) {
         if (p > 0) prefill_case(b, m, argv[1], p);

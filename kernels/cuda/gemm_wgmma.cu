@@ -1,0 +1,112 @@
+/* Chooses and launches the wgmma kernels (gemm_wgmma.cuh): the variant by format and rows, the grid
+ * by how evenly the units divide. */
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/gemm_wgmma_table.h"
+
+namespace {
+
+enum { THREADS = 320, TILES_A_BLOCK = 8 };
+
+typedef const wgmma_variant *table(int stage_units);
+table *const TABLES[WF_COUNT] = {wgmma_q4k, wgmma_q5k, wgmma_q6k, wgmma_q80, wgmma_q40,
+                                 wgmma_q41, wgmma_q50, wgmma_q51, nullptr};
+
+struct plan {
+    const wgmma_variant *v;
+    int grid;
+    bool splits;
+};
+
+const wgmma_variant *variants_of(const cuda_matrix *m) {
+    if (TABLES[m->format] == nullptr) return nullptr;
+    const wgmma_variant *v = m->n_units % 4 == 0 ? TABLES[m->format](4) : nullptr;
+    return v == nullptr && m->n_units % 2 == 0 ? TABLES[m->format](2) : v;
+}
+
+int row_blocks(const cuda_matrix *m, const wgmma_variant *v) {
+    const int tiles = TILES_A_BLOCK * v->m_blocks;
+    return (m->n_tiles + tiles - 1) / tiles;
+}
+
+/* Whole row blocks (no sharing) when they fill the device about evenly; else equal runs of units,
+ * on as few blocks as finish in the same number of units. */
+void choose_grid(const cuda_matrix *m, linear_output output, int n_sms, plan *p) {
+    const int blocks = row_blocks(m, p->v), stages = m->n_units / p->v->stage_units;
+    const int waves = (blocks + n_sms - 1) / n_sms;
+    const long long units = (long long)blocks * stages;
+    const bool even = (double)waves * stages <= 1.2 * (double)units / n_sms;
+    if (output == LINEAR_GLU || (even && output == LINEAR_STORE)) {
+        p->grid = (blocks + waves - 1) / waves;
+        p->splits = false;
+        return;
+    }
+    const int share = (int)((units + n_sms - 1) / n_sms);
+    p->grid = (int)((units + share - 1) / share);
+    p->splits = true;
+}
+
+bool make_plan(const cuda_matrix *m, linear_output output, int columns, int n_sms, plan *p) {
+    const wgmma_variant *v = variants_of(m);
+    if (v == nullptr) return false;
+    p->v = nullptr;
+    for (int i = 0; i < WGMMA_VARIANTS; i++) {
+        if (v[i].columns != columns) continue;
+        /* two m64 blocks a warpgroup when there are enough rows to fill the device with them */
+        if (p->v == nullptr || m->n_tiles < 2 * TILES_A_BLOCK * 100) p->v = &v[i];
+    }
+    if (p->v == nullptr) return false;
+    choose_grid(m, output, n_sms, p);
+    return true;
+}
+
+} // namespace
+
+extern "C" int wgmma_columns(int n_rows) {
+    return n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : n_rows <= 128 ? 128 : 0;
+}
+
+extern "C" bool wgmma_fits(const cuda_matrix *m) {
+    return m->n_in % UNIT_INPUTS == 0 && m->n_out % 4 == 0 && variants_of(m) != nullptr;
+}
+
+extern "C" bool wgmma_splits(const cuda_matrix *m, linear_output output, int n_rows, int n_sms) {
+    plan p;
+    return make_plan(m, output, wgmma_columns(n_rows), n_sms, &p) && p.splits;
+}
+
+extern "C" status cuda_linear_wgmma(const wgmma_args *a, int n_sms, cudaStream_t stream) {
+    plan p;
+    if (a->n_rows < 1 || a->columns != wgmma_columns(a->n_rows) || !wgmma_fits(&a->m) ||
+        !make_plan(&a->m, a->output, a->columns, n_sms, &p)) {
+        return E_INVAL;
+    }
+    cudaLaunchConfig_t c = {};
+    c.gridDim = dim3((unsigned)p.grid);
+    c.blockDim = dim3(THREADS);
+    c.dynamicSmemBytes = (size_t)p.v->smem_bytes;
+    c.stream = stream;
+    cudaLaunchAttribute at[1];
+    at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    at[0].val.programmaticStreamSerializationAllowed = 1;
+    c.attrs = at;
+    c.numAttrs = a->pdl ? 1 : 0;
+    wgmma_args args = *a;
+    args.whole = !p.splits;
+    void *params[] = {&args};
+    return cuda_status(cudaLaunchKernelExC(&c, p.v->fn, params));
+}
+
+extern "C" status wgmma_init(void) {
+    for (int f = 0; f < WF_COUNT; f++) {
+        for (int units = 2; units <= 4 && TABLES[f] != nullptr; units += 2) {
+            const wgmma_variant *v = TABLES[f](units);
+            for (int i = 0; v != nullptr && i < WGMMA_VARIANTS; i++) {
+                if (cudaFuncSetAttribute(v[i].fn, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         v[i].smem_bytes) != cudaSuccess) {
+                    return cuda_status(cudaGetLastError());
+                }
+            }
+        }
+    }
+    return OK;
+}

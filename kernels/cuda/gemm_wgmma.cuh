@@ -1,0 +1,381 @@
+/* Linear layer of 9..128 rows on wgmma: Y^T = W X^T. Weights are the register-A operand, expanded
+ * in registers from the same chunks as the matrix-vector kernels read; activations the
+ * shared-memory B operand, in the order of activation_order.cuh. Hopper only. block: 2 consumer
+ * warpgroups x MB m64 blocks = R rows, one warp copying weights (ring of WS stages of 64 * SU
+ * inputs), one warp copying activations (ring of XS slots of 64 inputs) stream-K: block b takes an
+ * equal, contiguous run of (row block, stage) units; a row block that several blocks share is added
+ * up with 16-byte reductions into y, which holds zeros or the residual bytes: the matrix once, X
+ * from L2. 8B gate_up (28672 x 4096) Q4_K, 64 rows: 67.9 MB = 15.4 us at 4.4 TB/s, 15.0 GFLOP = 19
+ * us at 790 TFLOP/s; study 34.9 us, cuBLASLt on halves 59 Numerics: half weights and activations,
+ * float32 sums; the order of the additions of a shared row block is not fixed. Source: our study of
+ * linear layers; Marlin, Machete (register-A weights). */
+#ifndef INFERD_KERNELS_CUDA_GEMM_WGMMA_CUH
+#define INFERD_KERNELS_CUDA_GEMM_WGMMA_CUH
+
+#include "kernels/cuda/activation_order.cuh"
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/gemm_wgmma_table.h"
+#include "kernels/cuda/weight_format.cuh"
+
+/* The block of a variant: shared memory by part. */
+template <int F, int NB, int MB, int SU, int WS, int XS> struct wgmma_block {
+    static constexpr int STAGE = wf_traits<F>::BYTES * SU / wf_traits<F>::UNITS;
+    static constexpr int PITCH = STAGE % 128 != 0 ? STAGE / 128 * 128 + 256 : STAGE;
+    static constexpr int TILES = 8 * MB, ROWS = 16 * TILES, X_BYTES = NB * 128,
+                         SUM_PITCH = ROWS + 4;
+    static constexpr int WARPS = 8, THREADS = WARPS * 32 + 64;
+    static constexpr int SMEM =
+        XS * X_BYTES + WS * PITCH * TILES + NB * SUM_PITCH * 4 + (2 * WS + 2 * XS) * 8 + 1024;
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define WGMMA_F4(o)  "+f"(d[o]), "+f"(d[o + 1]), "+f"(d[o + 2]), "+f"(d[o + 3])
+#define WGMMA_F16(o) WGMMA_F4(o), WGMMA_F4(o + 4), WGMMA_F4(o + 8), WGMMA_F4(o + 12)
+#define WGMMA_A      "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(desc)
+
+/* d[64 x NB] += a[64 x 16] b[16 x NB]; a in registers, b by descriptor. */
+template <int NB>
+__device__ __forceinline__ void wgmma(float (&d)[NB / 2], const uint32_t *a, uint64_t desc) {
+    if constexpr (NB == 16) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
+                     "{%0,%1,%2,%3,%4,%5,%6,%7},{%8,%9,%10,%11},%12,1,1,1,0;"
+                     : WGMMA_F4(0), WGMMA_F4(4)
+                     : WGMMA_A);
+    } else if constexpr (NB == 32) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+                     "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15},"
+                     "{%16,%17,%18,%19},%20,1,1,1,0;"
+                     : WGMMA_F16(0)
+                     : WGMMA_A);
+    } else if constexpr (NB == 64) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+                     "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31},"
+                     "{%32,%33,%34,%35},%36,1,1,1,0;"
+                     : WGMMA_F16(0), WGMMA_F16(16)
+                     : WGMMA_A);
+    } else {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+                     "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+                     "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63},"
+                     "{%64,%65,%66,%67},%68,1,1,1,0;"
+                     : WGMMA_F16(0), WGMMA_F16(16), WGMMA_F16(32), WGMMA_F16(48)
+                     : WGMMA_A);
+    }
+}
+__device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int N> __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+__device__ __forceinline__ void consumers_meet() {
+    asm volatile("bar.sync 1, 256;" ::: "memory");
+}
+template <bool FIRST> __device__ __forceinline__ uint64_t eviction_policy() {
+    uint64_t p;
+    if (FIRST)
+        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(p));
+    else
+        asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(p));
+    return p;
+}
+__device__ __forceinline__ void bulk_load_policy(uint32_t dst, const void *src, int bytes,
+                                                 uint32_t bar, uint64_t policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0],[%1],%2,[%3],%4;" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(bar), "l"(policy)
+                 : "memory");
+}
+
+/* Where a block's shared memory lies, and its run of units. */
+template <class B> struct wgmma_shared {
+    uint32_t x, w;        /* rings, shared-memory addresses */
+    const uint8_t *w_ptr; /* the weight ring again, for ordinary loads */
+    float *sums;
+    uint32_t w_full, w_empty, x_full, x_empty;
+    int u0, u1, n_stages; /* units [u0, u1); stages of a row block */
+};
+
+/* Weight copies, one lane a 16-row tile; they start before the kernel before has ended. */
+template <class B, int WS>
+__device__ __forceinline__ void copy_weights(const wgmma_args &p, const wgmma_shared<B> &s,
+                                             int lane) {
+    int stage = 0;
+    uint32_t phase = 1;
+    const uint64_t policy = eviction_policy<true>();
+    for (int u = s.u0; u < s.u1; u++) {
+        ptx::mbar_wait(s.w_empty + stage * 8, phase);
+        if (lane == 0) ptx::mbar_expect(s.w_full + stage * 8, B::STAGE * B::TILES);
+        __syncwarp();
+        if (lane < B::TILES) {
+            int tile = u / s.n_stages * B::TILES + lane;
+            if (tile >= p.m.n_tiles) tile = p.m.n_tiles - 1; /* its rows are not stored */
+            const uint8_t *a =
+                p.m.chunks +
+                ((size_t)tile * (size_t)s.n_stages + (size_t)(u % s.n_stages)) * B::STAGE;
+            const uint32_t off = B::PITCH > B::STAGE ? (uint32_t)(uintptr_t)a & 127 : 0;
+            bulk_load_policy(s.w + (stage * B::TILES + lane) * B::PITCH + off, a, B::STAGE,
+                             s.w_full + stage * 8, policy);
+        }
+        if (++stage == WS) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+}
+
+template <class B, int SU, int XS>
+__device__ __forceinline__ void copy_activations(const wgmma_args &p, const wgmma_shared<B> &s) {
+    int slot = 0;
+    uint32_t phase = 1;
+    const uint64_t policy = eviction_policy<false>();
+    for (int v = s.u0 * SU; v < s.u1 * SU; v++) {
+        ptx::mbar_wait(s.x_empty + slot * 8, phase);
+        ptx::mbar_expect(s.x_full + slot * 8, B::X_BYTES);
+        bulk_load_policy(s.x + slot * B::X_BYTES,
+                         (const uint8_t *)p.x + (size_t)(v % (s.n_stages * SU)) * B::X_BYTES,
+                         B::X_BYTES, s.x_full + slot * 8, policy);
+        if (++slot == XS) {
+            slot = 0;
+            phase ^= 1;
+        }
+    }
+}
+
+/* The sums of one row block in s.sums [column][row]: to y by reductions, or through SwiGLU. */
+template <class B>
+__device__ __forceinline__ void write_sums(const wgmma_args &p, const wgmma_shared<B> &s, int rb) {
+    consumers_meet(); /* s.sums is complete */
+    if (p.output == LINEAR_GLU) {
+        for (int o = (int)threadIdx.x; o < p.n_rows * (B::ROWS / 8); o += B::WARPS * 32) {
+            const int n = o / (B::ROWS / 8),
+                      q = o % (B::ROWS / 8) * 4; /* four of ROWS / 2 outputs */
+            const float *g = s.sums + n * B::SUM_PITCH + q / 16 * 32 + q % 16;
+            const int k = rb * (B::ROWS / 2) + q;
+            if (k >= p.m.n_out / 2) continue;
+            float h[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                h[i] = saturate_half(g[i] / (1.0f + __expf(-g[i])) * g[i + 16] * ACT_HALF_SCALE);
+            }
+            activation_store(p.half_out, p.columns, n, k, ptx::pack_f16(h[0], h[1]),
+                             ptx::pack_f16(h[2], h[3]));
+        }
+    } else {
+        for (int o = (int)threadIdx.x; o < p.n_rows * (B::ROWS / 4); o += B::WARPS * 32) {
+            const int n = o / (B::ROWS / 4), q = o % (B::ROWS / 4) * 4, r = rb * B::ROWS + q;
+            if (r >= p.m.n_out) continue;
+            const float4 v = *(const float4 *)(s.sums + n * B::SUM_PITCH + q);
+            asm volatile("red.global.add.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(
+                             p.y + (size_t)n * (size_t)p.ldy + r),
+                         "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                         : "memory");
+        }
+    }
+    consumers_meet(); /* s.sums may be written again */
+}
+
+template <class B, int F, int NB, int MB, int SU, int WS, int XS>
+__device__ __forceinline__ void consume(const wgmma_args &p, const wgmma_shared<B> &s, int warp,
+                                        int lane) {
+    const int wg = warp >> 2, wq = warp & 3, g = lane >> 2, t = lane & 3;
+    int stage = 0, slot = 0, last_slot = 0;
+    uint32_t phase = 0, x_phase = 0;
+    for (int u = s.u0; u < s.u1;) {
+        const int rb = u / s.n_stages, k0 = u % s.n_stages;
+        const int n = min(s.n_stages - k0, s.u1 - u);
+        u += n;
+        float acc[MB][NB / 2];
+#pragma unroll
+        for (int m = 0; m < MB; m++) {
+#pragma unroll
+            for (int i = 0; i < NB / 2; i++) acc[m][i] = 0;
+        }
+        for (int k = 0; k < n; k++) {
+            ptx::mbar_wait(s.w_full + stage * 8, phase);
+            wf_frag<F> f[MB];
+            uint32_t a[2][MB][16];
+            const uint8_t *c[MB];
+#pragma unroll
+            for (int m = 0; m < MB; m++) {
+                const int i = (wg * MB + m) * 4 + wq;
+                const int tile = min(rb * B::TILES + i, p.m.n_tiles - 1);
+                const uint8_t *from =
+                    p.m.chunks + ((size_t)tile * (size_t)s.n_stages + (size_t)(k0 + k)) * B::STAGE;
+                const uint32_t off = B::PITCH > B::STAGE ? (uint32_t)(uintptr_t)from & 127 : 0;
+                c[m] = s.w_ptr + (stage * B::TILES + i) * B::PITCH + off;
+            }
+#pragma unroll
+            for (int v = 0; v < SU; v++) { /* expand 64 inputs while the products of the last run */
+                if (v % wf_traits<F>::UNITS == 0) {
+#pragma unroll
+                    for (int m = 0; m < MB; m++) {
+                        f[m].load(c[m] + v / wf_traits<F>::UNITS * wf_traits<F>::BYTES, lane);
+                    }
+                }
+#pragma unroll
+                for (int m = 0; m < MB; m++) f[m].expand(v % wf_traits<F>::UNITS, a[v & 1][m]);
+                ptx::mbar_wait(s.x_full + slot * 8, x_phase);
+                /* K-major, 128-byte swizzle, 1,024 bytes between groups of 8 columns */
+                const uint64_t desc = (uint64_t)(((s.x + slot * B::X_BYTES) & 0x3ffff) >> 4) |
+                                      (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
+                wgmma_fence();
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+#pragma unroll
+                    for (int m = 0; m < MB; m++)
+                        wgmma<NB>(acc[m], a[v & 1][m] + 4 * i, desc + 2 * i);
+                }
+                wgmma_commit();
+                wgmma_wait<1>();
+                if ((v > 0 || k > 0) && lane == 0) ptx::mbar_arrive(s.x_empty + last_slot * 8);
+                last_slot = slot;
+                if (++slot == XS) {
+                    slot = 0;
+                    x_phase ^= 1;
+                }
+            }
+            __syncwarp(); /* every lane's loads of this stage have been consumed */
+            if (lane == 0) ptx::mbar_arrive(s.w_empty + stage * 8);
+            if (++stage == WS) {
+                stage = 0;
+                phase ^= 1;
+            }
+        }
+        wgmma_wait<0>();
+        if (lane == 0) ptx::mbar_arrive(s.x_empty + last_slot * 8);
+        const bool direct = n == s.n_stages && p.output == LINEAR_STORE;
+#pragma unroll
+        for (int m = 0; m < MB; m++) {
+            const int rl = ((wg * MB + m) * 4 + wq) * 16 + g, r = rb * B::ROWS + rl;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int row = r + 8 * h;
+                const bool live = row < p.m.n_tiles * TILE_ROWS;
+                const float scale = live ? p.m.row_scale[row] : 0.0f;
+                const float bias =
+                    p.bias != nullptr && k0 == 0 && row < p.m.n_out ? p.bias[row] : 0.0f;
+#pragma unroll
+                for (int j = 0; j < NB / 8; j++) {
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const int column = j * 8 + 2 * t + i;
+                        const float v = acc[m][4 * j + 2 * h + i] * scale + bias;
+                        if (!direct) {
+                            s.sums[column * B::SUM_PITCH + rl + 8 * h] = v;
+                        } else if (column < p.n_rows && row < p.m.n_out) {
+                            p.y[(size_t)column * (size_t)p.ldy + row] = v;
+                        }
+                    }
+                }
+            }
+        }
+        if (!direct) write_sums<B>(p, s, rb);
+    }
+}
+#endif
+
+template <int F, int NB, int MB, int SU, int WS, int XS>
+__global__ __launch_bounds__(320, 1) void wgmma_kernel(const __grid_constant__ wgmma_args p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    using B = wgmma_block<F, NB, MB, SU, WS, XS>;
+    extern __shared__ uint8_t raw[];
+    uint8_t *xs = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023); /* swizzle atoms */
+    uint8_t *ws = xs + XS * B::X_BYTES;
+    wgmma_shared<B> s;
+    s.x = ptx::smem(xs);
+    s.w = ptx::smem(ws);
+    s.w_ptr = ws;
+    s.sums = (float *)(ws + WS * B::PITCH * B::TILES);
+    s.w_full = ptx::smem(s.sums + NB * B::SUM_PITCH);
+    s.w_empty = s.w_full + WS * 8;
+    s.x_full = s.w_empty + WS * 8;
+    s.x_empty = s.x_full + XS * 8;
+    s.n_stages = p.m.n_units / SU;
+    const int n_blocks = (p.m.n_tiles + B::TILES - 1) / B::TILES;
+    const long long part = p.whole ? n_blocks : (long long)n_blocks * s.n_stages;
+    const int a_part = p.whole ? s.n_stages : 1;
+    s.u0 = (int)(blockIdx.x * part / gridDim.x) * a_part;
+    s.u1 = (int)((blockIdx.x + 1) * part / gridDim.x) * a_part;
+    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < WS; i++) {
+            ptx::mbar_init(s.w_full + i * 8, 1);
+            ptx::mbar_init(s.w_empty + i * 8, B::WARPS);
+        }
+        for (int i = 0; i < XS; i++) {
+            ptx::mbar_init(s.x_full + i * 8, 1);
+            ptx::mbar_init(s.x_empty + i * 8, B::WARPS);
+        }
+        ptx::mbar_init_fence();
+    }
+    __syncthreads(); /* barriers are ready */
+    ptx::pdl_trigger();
+    if (warp == B::WARPS) {
+        copy_weights<B, WS>(p, s, lane);
+    } else if (warp == B::WARPS + 1) {
+        if (lane != 0) return;
+        ptx::pdl_wait();
+        copy_activations<B, SU, XS>(p, s);
+    } else {
+        ptx::pdl_wait(); /* y and half_out belong to the kernels before until here */
+        consume<B, F, NB, MB, SU, WS, XS>(p, s, warp, lane);
+    }
+#endif
+}
+
+template <int F, int NB, int MB, int SU, int WS, int XS> wgmma_variant wgmma_instance() {
+    using B = wgmma_block<F, NB, MB, SU, WS, XS>;
+    static_assert(B::SMEM <= 227 * 1024, "shared memory");
+    return {(const void *)wgmma_kernel<F, NB, MB, SU, WS, XS>, NB, MB, SU, B::SMEM};
+}
+
+/* The variants of a format: stages by what fits; the study's choices where it measured. */
+template <int F, int SU> const wgmma_variant *wgmma_table() {
+    constexpr int STAGE = wf_traits<F>::BYTES * SU / wf_traits<F>::UNITS;
+    constexpr bool SMALL = STAGE < 2600, MIDDLE = STAGE < 3600;
+    static const wgmma_variant v[WGMMA_VARIANTS] = {
+        wgmma_instance < F,
+        16,
+        2,
+        SU,
+        SMALL    ? 4
+        : MIDDLE ? 3
+                 : 2,
+        8 > (),
+        wgmma_instance < F,
+        32,
+        2,
+        SU,
+        SMALL ? 3 : 2,
+        SMALL ? 12 : 8 > (),
+        wgmma_instance < F,
+        32,
+        1,
+        SU,
+        SMALL    ? 6
+        : MIDDLE ? 5
+                 : 4,
+        10 > (),
+        wgmma_instance < F,
+        64,
+        1,
+        SU,
+        SMALL ? 4 : 3,
+        MIDDLE ? 8 : 6 > (),
+        wgmma_instance < F,
+        128,
+        1,
+        SU,
+        SMALL ? 3 : 2,
+        MIDDLE ? 5 : 4 > (),
+    };
+    return v;
+}
+#endif

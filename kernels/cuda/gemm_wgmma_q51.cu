@@ -1,0 +1,8 @@
+/* The wgmma kernels (gemm_wgmma.cuh) of weight format Q51. */
+#include "kernels/cuda/gemm_wgmma.cuh"
+
+const wgmma_variant *wgmma_q51(int stage_units) {
+    return stage_units == 4   ? wgmma_table<WF_Q51, 4>()
+           : stage_units == 2 ? wgmma_table<WF_Q51, 2>()
+                              : nullptr;
+}

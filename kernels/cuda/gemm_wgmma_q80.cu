@@ -1,0 +1,8 @@
+/* The wgmma kernels (gemm_wgmma.cuh) of weight format Q80. */
+#include "kernels/cuda/gemm_wgmma.cuh"
+
+const wgmma_variant *wgmma_q80(int stage_units) {
+    return stage_units == 4   ? wgmma_table<WF_Q80, 4>()
+           : stage_units == 2 ? wgmma_table<WF_Q80, 2>()
+                              : nullptr;
+}
