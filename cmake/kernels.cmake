@@ -22,6 +22,17 @@ foreach(source ${kernel_sources})
   endif()
 endforeach()
 
+# Negative controls (base/planted.h): only the files that hold the planted faults are compiled anew.
+set(INFERD_PLANTED_FAULT 0 CACHE STRING "Plant this fault, see base/planted.h (tests only)")
+if(INFERD_PLANTED_FAULT)
+  set(planted engine/weights_keys.c engine/weights_tensors.c engine/weights_rope.c)
+  if(INFERD_PLANTED_FAULT EQUAL 6)
+    set(planted kernels/cpu/linear_portable.c kernels/cpu/linear_avx2.c kernels/cpu/linear_avx512.c)
+  endif()
+  list(TRANSFORM planted PREPEND ${CMAKE_SOURCE_DIR}/)
+  set_property(SOURCE ${planted} APPEND PROPERTY COMPILE_DEFINITIONS INFERD_PLANTED_FAULT=${INFERD_PLANTED_FAULT})
+endif()
+
 if(INFERD_CUDA)
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES "80-real;86-real;89-real;90a-real")

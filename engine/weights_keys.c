@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/limits.h"
+#include "base/planted.h"
 #include "base/utf8.h"
 #include "engine/weights_priv.h"
 
@@ -86,7 +87,7 @@ static status read_architecture(loader *l) {
             continue;
         l->arch = known[i].arch;
         l->w->architecture = l->w->desc.architecture = known[i].name;
-        l->w->desc.rope_neox = known[i].neox;
+        l->w->desc.rope_neox = known[i].neox != PLANTED(FAULT_ROPE_PAIRING);
         return OK;
     }
     const bool printable = name.len <= 64 && utf8_valid(name.s, name.len);
@@ -159,6 +160,7 @@ static status read_heads(loader *l) {
                          "not above the first",
                          l->w->architecture, d->head_dim, d->n_rot);
     d->attn_scale = (float)(1.0 / sqrt((double)d->head_dim));
+    if (PLANTED(FAULT_ATTN_SCALE)) d->attn_scale *= d->attn_scale;
     return OK;
 }
 
@@ -176,6 +178,7 @@ static status read_context(loader *l, int context_length) {
     d->context_length = context_length > 0 ? context_length : trained;
     /* A window that no served position can reach beyond is none. */
     d->sliding_window = window < d->context_length ? window : 0;
+    if (PLANTED(FAULT_WINDOW) && d->sliding_window > 0) d->sliding_window++;
     return key_int(l, "rope.scaling.original_context_length", 1, LIMIT_CONTEXT, trained,
                    &l->w->rope_original_context);
 }
@@ -230,6 +233,6 @@ status weights_read_keys(loader *l, int context_length) {
     if (s == OK) s = read_heads(l);
     if (s == OK) s = read_context(l, context_length);
     if (s == OK) s = read_vocabulary(l);
-    d->norm_eps = (float)eps;
+    d->norm_eps = PLANTED(FAULT_EPS) ? 1e-5f : (float)eps;
     return s;
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/limits.h"
+#include "base/planted.h"
 #include "engine/weights_priv.h"
 
 #define PI 3.14159265358979323846
@@ -120,7 +121,7 @@ status weights_read_rope(loader *l) {
     if (l->w->rope_freq == NULL) return error_set(l->err, E_NOMEM, "weights: rope frequencies");
     for (int i = 0; i < n; i++) {
         double f = pow(k.base, -2.0 * i / d->n_rot);
-        if (factors != NULL) f /= (double)factors[i];
+        if (factors != NULL && !PLANTED(FAULT_NO_ROPE_FACTORS)) f /= (double)factors[i];
         if (k.type == SCALING_LINEAR) f /= k.factor;
         if (k.type == SCALING_YARN) f *= yarn_scale(&k, d->n_rot, l->w->rope_original_context, i);
         l->w->rope_freq[i] = (float)f;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/planted.h"
 #include "engine/weights_priv.h"
 
 static int tensor_index(const loader *l, const gguf_tensor *t) {
@@ -157,6 +158,16 @@ static status refuse_unused(const loader *l) {
     return OK;
 }
 
+static void plant_faults(layer_desc *d) {
+    const tensor_view none = {0}, gate = d->gate;
+    if (PLANTED(FAULT_NO_BIAS)) d->q_bias = d->k_bias = d->v_bias = none;
+    if (PLANTED(FAULT_NO_HEAD_NORM)) d->q_norm = d->k_norm = none;
+    if (PLANTED(FAULT_GATE_UP)) {
+        d->gate = d->up;
+        d->up = gate;
+    }
+}
+
 status weights_find_tensors(loader *l) {
     model_desc *d = &l->w->desc;
     status s = find(l, "token_embd.weight", true, d->n_embd, d->n_vocab, &d->token_embd);
@@ -167,6 +178,7 @@ status weights_find_tensors(loader *l) {
     for (int layer = 0; layer < d->n_layers && s == OK; layer++) {
         s = find_attention(l, layer, &l->w->layers[layer]);
         if (s == OK) s = find_feed_forward(l, layer, &l->w->layers[layer]);
+        plant_faults(&l->w->layers[layer]);
     }
     d->layers = l->w->layers;
     return s == OK ? refuse_unused(l) : s;
