@@ -178,7 +178,7 @@ int server_pushback_ms(const server *s) {
 
 void server_on_step(void *ctx, const step_report *r) {
     server *s = ctx;
-    metrics_step(&s->metrics, r);
+    if (r->n_seqs > 0) metrics_step(&s->metrics, r); /* 0: events without a step */
     rpc_signal(s->rpc);
 }
 
