@@ -157,12 +157,11 @@ void sched_release(sched *s, sequence *q) {
 }
 
 void sched_preempt(sched *s, sequence *q, bool own_fault) {
-    assert(q->state == SEQ_RUNNING && q->n_pending == 0);
+    assert(q->state == SEQ_RUNNING && q->n_pending == 0 && q->n_scored_planned == q->n_scored);
     leave_running(s, q);
     sched_release(s, q);
     q->n_computed = q->n_planned = q->n_published = 0;
     q->chain = q->group->root;
-    q->n_scored_planned = q->n_scored;
     q->pinned = false;
     q->todo = q->rows = 0;
     q->preemptions++;

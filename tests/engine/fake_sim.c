@@ -126,7 +126,7 @@ static void arrive(sim *s) {
     r->ignore_eos = chance(s, 50);
     r->n_choices = chance(s, 20) ? 1 + (int)draw(s, 4) : 1;
     r->repetition_penalty = chance(s, 20) ? 1.2f : 0;
-    r->prompt_logprobs = chance(s, 5);
+    r->prompt_logprobs = chance(s, 20);
     if (s->o.priorities) r->priority = (int)draw(s, 3) - 1;
     if (s->o.deadlines && chance(s, 15)) r->deadline_ns = s->now_ns + draw(s, 800) * NS_PER_MS;
     if (s->o.deadlines && chance(s, 5)) r->time_limit_ns = s->now_ns + draw(s, 400) * NS_PER_MS;
@@ -217,7 +217,7 @@ static bool check_progress(sim *s) {
         oldest->age == s->oldest_age && mark == s->oldest_mark ? s->n_oldest_waited + 1 : 0;
     s->oldest_age = oldest->age;
     s->oldest_mark = mark;
-    if (s->n_oldest_waited > 400)
+    if (s->n_oldest_waited > (s->sched.n_reserved > 0 ? 400 : 12))
         return broken(s, "the oldest does not get on", s->n_oldest_waited);
     if (s->n_pushed_out_max > LIMIT_PREEMPTIONS_BEFORE_PIN)
         return broken(s, "pushed out too often", s->n_pushed_out_max);
