@@ -25,15 +25,13 @@ typedef struct query_tile {
 /* Buffers of one step; strides are in floats, columns padded to 32 with zeros. */
 typedef struct workspace {
     int embd_ld, q_ld, kv_ld, ff_ld, vocab_ld;
-    float *x;         /* residual stream [rows][embd_ld] */
-    float *normed;    /* [rows][embd_ld] */
-    float *q, *k, *v; /* [rows][q_ld], [rows][kv_ld] x 2 */
-    float *attended;  /* [rows][q_ld] */
-    float *h;         /* [rows][ff_ld] */
-    uint8_t *in_q;    /* quantised normed or attended rows */
-    act_meta *in_meta;
-    uint8_t *h_q; /* quantised h */
-    act_meta *h_meta;
+    float *x;          /* residual stream [rows][embd_ld] */
+    float *normed;     /* [rows][embd_ld] */
+    float *q, *k, *v;  /* [rows][q_ld], [rows][kv_ld] x 2 */
+    float *attended;   /* [rows][q_ld] */
+    float *h;          /* [rows][ff_ld] */
+    act_block *in_q;   /* quantised normed or attended rows */
+    act_block *h_q;    /* quantised h */
     float *up;         /* [threads][FFN_TOKENS][32] */
     float *cos_sin;    /* [rows][n_rot] */
     int32_t *position; /* [rows] */

@@ -132,6 +132,11 @@ status cpu_embed(backend *base) {
     return OK;
 }
 
+static void quantise_row(const cpu_kernels *k, const float *x, int n_blocks, act_block *q,
+                         int row) {
+    k->quantise(x, n_blocks, q + (size_t)(row / ACT_ROWS) * (size_t)n_blocks, row % ACT_ROWS);
+}
+
 /* Normalised rows, as floats and quantised. */
 typedef struct norm_arg {
     const float *weight;
@@ -144,8 +149,7 @@ static void norm_row(cpu_backend *b, int row, const void *arg) {
     float *y = b->w.normed + (size_t)row * (size_t)ld;
     b->kernels->rms_norm(y, b->w.x + (size_t)from * (size_t)ld, n->weight, b->m.n_embd, ld,
                          b->m.norm_eps);
-    const size_t at = (size_t)row * (size_t)(ld / PACK_BLOCK);
-    b->kernels->quantise(y, ld / PACK_BLOCK, b->w.in_q + at * ACT_BLOCK_BYTES, b->w.in_meta + at);
+    quantise_row(b->kernels, y, ld / PACK_BLOCK, b->w.in_q, row);
 }
 
 static act normed(cpu_backend *b, int n_rows, const float *weight, const sample_row *rows) {
@@ -154,7 +158,6 @@ static act normed(cpu_backend *b, int n_rows, const float *weight, const sample_
     return (act){.f = b->w.normed,
                  .ld = (size_t)b->w.embd_ld,
                  .q = b->w.in_q,
-                 .meta = b->w.in_meta,
                  .n_blocks = b->w.embd_ld / PACK_BLOCK};
 }
 
@@ -243,10 +246,8 @@ status cpu_attention(backend *base, int layer) {
 
 static void quantise_attended_row(cpu_backend *b, int row, const void *arg) {
     (void)arg;
-    const int n_blocks = b->w.q_ld / PACK_BLOCK;
-    const size_t at = (size_t)row * (size_t)n_blocks;
-    b->kernels->quantise(b->w.attended + (size_t)row * (size_t)b->w.q_ld, n_blocks,
-                         b->w.in_q + at * ACT_BLOCK_BYTES, b->w.in_meta + at);
+    quantise_row(b->kernels, b->w.attended + (size_t)row * (size_t)b->w.q_ld,
+                 b->w.q_ld / PACK_BLOCK, b->w.in_q, row);
 }
 
 status cpu_attn_output(backend *base, int layer) {
@@ -258,7 +259,6 @@ status cpu_attn_output(backend *base, int layer) {
                     .in = {.f = b->w.attended,
                            .ld = (size_t)b->w.q_ld,
                            .q = b->w.in_q,
-                           .meta = b->w.in_meta,
                            .n_blocks = b->w.q_ld / PACK_BLOCK},
                     .n_rows = n,
                     .n_matrices = 1,
@@ -286,21 +286,16 @@ static void gate_up_task(void *ctx, int i_task, int i_thread) {
     const int ff_blocks = b->w.ff_ld / PACK_BLOCK;
     float *up = b->w.up + (size_t)i_thread * FFN_TOKENS * PACK_BLOCK;
     float *h = b->w.h + (size_t)row0 * (size_t)b->w.ff_ld + (size_t)block * PACK_BLOCK;
-    for (int p = 0; p < 2; p++) {
-        const int panel = 2 * block + p;
-        if (panel >= j->w->gate.n_panels) break; /* the padding stays zero */
-        const linear_out g = {.y = h + p * PACK_ROWS, .ld = (size_t)b->w.ff_ld};
-        const linear_out u = {.y = up + p * PACK_ROWS, .ld = PACK_BLOCK};
-        b->kernels->linear(&j->w->gate, &j->in, panel, row0, n, &g);
-        b->kernels->linear(&j->w->up, &j->in, panel, row0, n, &u);
-        for (int r = 0; r < n; r++)
-            b->kernels->silu_mul(h + (size_t)r * (size_t)b->w.ff_ld + p * PACK_ROWS,
-                                 up + r * PACK_BLOCK + p * PACK_ROWS, PACK_ROWS);
-    }
+    const int p0 = 2 * block, n_panels = j->w->gate.n_panels;
+    const int p1 = p0 + 2 < n_panels ? p0 + 2 : n_panels; /* padding past it stays zero */
+    const linear_out g = {.y = h, .ld = (size_t)b->w.ff_ld}, u = {.y = up, .ld = PACK_BLOCK};
+    b->kernels->linear(&j->w->gate, &j->in, p0, p1, row0, n, &g);
+    b->kernels->linear(&j->w->up, &j->in, p0, p1, row0, n, &u);
     for (int r = 0; r < n; r++) {
-        const size_t at = (size_t)(row0 + r) * (size_t)ff_blocks + (size_t)block;
-        b->kernels->quantise(h + (size_t)r * (size_t)b->w.ff_ld, 1, b->w.h_q + at * ACT_BLOCK_BYTES,
-                             b->w.h_meta + at);
+        float *hr = h + (size_t)r * (size_t)b->w.ff_ld;
+        b->kernels->silu_mul(hr, up + r * PACK_BLOCK, (p1 - p0) * PACK_ROWS);
+        act_block *q = b->w.h_q + (size_t)((row0 + r) / ACT_ROWS) * (size_t)ff_blocks + block;
+        b->kernels->quantise(hr, 1, q, (row0 + r) % ACT_ROWS);
     }
 }
 
@@ -324,7 +319,6 @@ status cpu_down(backend *base, int layer) {
                     .in = {.f = b->w.h,
                            .ld = (size_t)b->w.ff_ld,
                            .q = b->w.h_q,
-                           .meta = b->w.h_meta,
                            .n_blocks = b->w.ff_ld / PACK_BLOCK},
                     .n_rows = b->s->n_tokens,
                     .n_matrices = 1,

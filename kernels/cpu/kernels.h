@@ -6,9 +6,10 @@
  * 1.5e-5). Dot products with integer weight codes are then exact in int32, whatever the order, and
  * only one or two float operations a block are left, done in block order. That gives float32-like
  * logits at the speed of integer dot products, and results that do not depend on tiling.
- * In memory a block is 64 bytes: two signed byte planes, i = 256 high + low (AVX-512), or 16-bit
- * words (elsewhere); only the table that wrote it reads it. A block with a value that is not finite
- * gets d = NaN, so that it cannot vanish.
+ * In memory 16 rows go together, block by block (act_block), so that the codes of 8 rows are one
+ * AMX tile. A row's 32 codes are 64 bytes: two signed byte planes, i = 256 high + low (AVX-512,
+ * AMX), or 16-bit words (elsewhere); only the table that wrote them reads them. A block with a
+ * value that is not finite gets d = NaN, so that it cannot vanish.
  *
  * Thread: any; a call writes only what its arguments name. */
 #ifndef INFERD_KERNELS_CPU_KERNELS_H
@@ -17,31 +18,40 @@
 #include "kernels/cpu/kv.h"
 #include "kernels/cpu/pack.h"
 
-enum { ACT_BLOCK_BYTES = 64, ACT_LEVELS = 32639 };
+enum { ACT_ROWS = 16, ACT_LEVELS = 32639 };
 
-typedef struct act_meta {
-    float d;      /* scale */
-    float s;      /* d * (sum of all 32 integers) */
-    float s16[2]; /* d * (sum of a half) */
-    int32_t sum;  /* of all 32 */
-    int32_t sum16[2];
-    int32_t unused; /* a block's record is 32 bytes */
-} act_meta;
+/* 16 rows of one block of 32 values. */
+typedef struct act_block {
+    uint8_t q[ACT_ROWS][64];    /* codes */
+    float d[ACT_ROWS];          /* scales */
+    float s[ACT_ROWS];          /* d * (sum of the 32 integers) */
+    float s16[2][ACT_ROWS];     /* d * (sum of a half) */
+    int32_t sum[ACT_ROWS];      /* of the 32 integers */
+    int32_t sum16[2][ACT_ROWS]; /* of a half */
+    int32_t unused[ACT_ROWS];   /* 1536 bytes, 96 a row */
+} act_block;
 
 /* The input rows of a matrix product: as floats, or quantised, or both. Borrowed views. */
 typedef struct act {
     const float *f; /* row t at f + t * ld; padded with zeros to whole blocks */
     size_t ld;
-    const uint8_t *q;     /* [rows][n_blocks][64] */
-    const act_meta *meta; /* [rows][n_blocks] */
+    const act_block *q; /* [rows / 16][n_blocks] */
     int n_blocks;
 } act;
 
-/* Where a panel's 16 outputs of each row go. */
+static inline const act_block *act_at(const act *a, int t, int i_block) {
+    return a->q + (size_t)(t / ACT_ROWS) * (size_t)a->n_blocks + i_block;
+}
+/* How many act_block hold n rows. */
+static inline size_t act_blocks(int n_rows, int n_blocks) {
+    return (size_t)((n_rows + ACT_ROWS - 1) / ACT_ROWS) * (size_t)n_blocks;
+}
+
+/* Where the outputs of a run of panels go. */
 typedef struct linear_out {
-    float *y; /* of the first row; the next one is ld further */
+    float *y; /* the first panel's 16 of the first row; a row is ld further, a panel 16 */
     size_t ld;
-    const float *bias; /* 16 values, or NULL */
+    const float *bias; /* 16 values a panel, or NULL */
     bool add;          /* y += result, else y = result */
 } linear_out;
 
@@ -61,18 +71,18 @@ typedef struct attention_task {
 } attention_task;
 
 typedef struct cpu_kernels {
-    const char *name; /* "portable", "avx2", "avx512-vnni" */
+    const char *name; /* "portable", "avx2", "avx512-vnni", "avx512-amx" */
 
     /* y[i] = x[i] / sqrt(mean(x^2) + eps) * w[i], i < n; zeros from n to n_padded. w, x readable
      * and zero up to n_padded, a multiple of 16. y may be x. */
     void (*rms_norm)(float *y, const float *x, const float *w, int n, int n_padded, float eps);
-    /* n_blocks blocks of 32 floats. */
-    void (*quantise)(const float *x, int n_blocks, uint8_t *q, act_meta *meta);
+    /* n_blocks blocks of 32 floats into row i_row of q[0 .. n_blocks). */
+    void (*quantise)(const float *x, int n_blocks, act_block *q, int i_row);
     /* gate[i] = silu(gate[i]) * up[i]; n a multiple of 16. */
     void (*silu_mul)(float *gate, const float *up, int n);
-    /* out = W_panel x_t for rows t0 .. t0 + n_t of a. */
-    void (*linear)(const pack *w, const act *a, int i_panel, int t0, int n_t,
-                   const linear_out *out);
+    /* Panels [p0, p1) of W x_t for rows t0 .. t0 + n_t of a. */
+    void (*linear)(const pack *w, const act *a, int p0, int p1, int t0, int n_t,
+                   const linear_out *o);
     void (*attention)(const attention_task *t);
 
     /* Largest of n logits; false when one is NaN or +infinite. */
@@ -89,6 +99,7 @@ const cpu_kernels *cpu_kernels_portable(void);
  * architecture. */
 const cpu_kernels *cpu_kernels_avx2(void);
 const cpu_kernels *cpu_kernels_avx512(void);
+const cpu_kernels *cpu_kernels_amx(void); /* also asks Linux for the tile registers */
 /* The fastest of these. */
 const cpu_kernels *cpu_kernels_best(void);
 #endif

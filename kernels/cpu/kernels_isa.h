@@ -8,12 +8,23 @@
 
 #include "kernels/cpu/kernels.h"
 
-void linear_portable(const pack *w, const act *a, int i_panel, int t0, int n_t,
+void linear_portable(const pack *w, const act *a, int p0, int p1, int t0, int n_t,
                      const linear_out *o);
-void linear_avx2(const pack *w, const act *a, int i_panel, int t0, int n_t, const linear_out *o);
-void linear_avx512(const pack *w, const act *a, int i_panel, int t0, int n_t, const linear_out *o);
+void linear_avx2(const pack *w, const act *a, int p0, int p1, int t0, int n_t, const linear_out *o);
+void linear_avx512(const pack *w, const act *a, int p0, int p1, int t0, int n_t,
+                   const linear_out *o);
+void linear_amx(const pack *w, const act *a, int p0, int p1, int t0, int n_t, const linear_out *o);
 
 extern const cpu_kernels KERNELS_PORTABLE;
 extern const cpu_kernels KERNELS_AVX2;   /* x86-64 only */
 extern const cpu_kernels KERNELS_AVX512; /* x86-64 only */
+extern const cpu_kernels KERNELS_AMX;    /* x86-64 only */
+
+/* The rest of y past p panels. */
+static inline linear_out linear_out_at(const linear_out *o, int p) {
+    return (linear_out){.y = o->y + p * PACK_ROWS,
+                        .ld = o->ld,
+                        .bias = o->bias != NULL ? o->bias + p * PACK_ROWS : NULL,
+                        .add = o->add};
+}
 #endif

@@ -6,7 +6,7 @@
 enum { CHUNK_BYTES = 512 * 1024, TASKS_PER_THREAD = 6 };
 
 int linear_rows_chunk(int n_rows, int n_blocks) {
-    int rows = CHUNK_BYTES / (n_blocks * (ACT_BLOCK_BYTES + (int)sizeof(act_meta)));
+    int rows = CHUNK_BYTES / (n_blocks * (int)(sizeof(act_block) / ACT_ROWS));
     rows = rows / 16 * 16;
     if (rows < 16) rows = 16;
     if (rows > 256) rows = 256;
@@ -19,18 +19,19 @@ static void linear_task(void *ctx, int i_task, int i_thread) {
     const int row0 = i_task / j->n_panel_chunks * j->rows_chunk;
     const int n_rows = j->n_rows - row0 < j->rows_chunk ? j->n_rows - row0 : j->rows_chunk;
     const int p0 = i_task % j->n_panel_chunks * j->panels_chunk;
-    int matrix = 0, first = 0; /* of the matrix that panel p belongs to */
-    for (int p = p0; p < p0 + j->panels_chunk; p++) {
-        while (matrix < j->n_matrices && p - first >= j->matrix[matrix].w->n_panels)
-            first += j->matrix[matrix++].w->n_panels;
-        if (matrix == j->n_matrices) return;
-        const int panel = p - first, column = panel * PACK_ROWS;
-        const linear_out o = {
-            .y = j->matrix[matrix].y + (size_t)row0 * j->matrix[matrix].ld + column,
-            .ld = j->matrix[matrix].ld,
-            .bias = j->matrix[matrix].bias != NULL ? j->matrix[matrix].bias + column : NULL,
-            .add = j->add};
-        j->b->kernels->linear(j->matrix[matrix].w, &j->in, panel, row0, n_rows, &o);
+    int first = 0; /* of the matrix, among all panels */
+    for (int i = 0; i < j->n_matrices; first += j->matrix[i++].w->n_panels) {
+        const int n_panels = j->matrix[i].w->n_panels;
+        const int from = p0 > first ? p0 - first : 0, end = p0 + j->panels_chunk - first;
+        const int to = end < n_panels ? end : n_panels;
+        if (from >= to) continue;
+        const float *bias = j->matrix[i].bias;
+        const linear_out o = {.y = j->matrix[i].y + (size_t)row0 * j->matrix[i].ld +
+                                   from * PACK_ROWS,
+                              .ld = j->matrix[i].ld,
+                              .bias = bias != NULL ? bias + from * PACK_ROWS : NULL,
+                              .add = j->add};
+        j->b->kernels->linear(j->matrix[i].w, &j->in, from, to, row0, n_rows, &o);
     }
 }
 

@@ -109,17 +109,16 @@ VEC_INLINE __m256i words(const uint8_t *q) {
 
 /* sum[t] of vectors j0 .. j1: codes * activations, minus zero * (sum of the activations). */
 VEC_INLINE void dots(pack_codes codes, int zero, const uint8_t *table, const uint8_t *c, int half,
-                     int j0, int j1, const uint8_t *q, size_t q_stride, const int32_t *sum_x,
-                     size_t sum_stride, int n_t, __m256i *sum) {
+                     int j0, int j1, const uint8_t (*q)[64], const int32_t *sum_x, int n_t,
+                     __m256i *sum) {
     for (int t = 0; t < n_t; t++)
-        sum[t] = zero != 0 ? _mm256_set1_epi32(-zero * sum_x[(size_t)t * sum_stride])
-                           : _mm256_setzero_si256();
+        sum[t] = zero != 0 ? _mm256_set1_epi32(-zero * sum_x[t]) : _mm256_setzero_si256();
     for (int j = j0; j < j1; j++) {
         const __m256i v = unpack(codes, table, c, j, half);
         const __m256i even = _mm256_and_si256(v, _mm256_set1_epi16(255));
         const __m256i odd = _mm256_srli_epi16(v, 8);
         for (int t = 0; t < n_t; t++) {
-            const uint8_t *x = q + (size_t)t * q_stride + 8 * j;
+            const uint8_t *x = q[t] + 8 * j;
             sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(even, words(x)));
             sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(odd, words(x + 4)));
         }
@@ -130,38 +129,33 @@ VEC_INLINE __m256 scaled(__m256 scale, float d, __m256i sum, __m256 acc) {
     return _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(d)), _mm256_cvtepi32_ps(sum), acc);
 }
 
-/* 8 rows of a panel for n_t tokens: the order of linear_portable.c:add_block. */
+/* 8 rows of a panel for n_t tokens of one act_block: the order of linear_portable.c:add_block. */
 VEC_INLINE void half_tile(pack_codes codes, pack_scales kind, int zero, const pack *w, const act *a,
                           const uint8_t *panel, int half, int t0, int n_t,
                           float out[TILE_MAX][PACK_ROWS]) {
-    enum { META_INTS = sizeof(act_meta) / sizeof(int32_t) };
     const bool halves = kind == SCALES_K16 || kind == SCALES_K16_MIN;
     const bool mins = kind == SCALES_F16_MIN || kind == SCALES_K32_MIN || kind == SCALES_K16_MIN;
-    const size_t stride = (size_t)a->n_blocks;
     const uint8_t *table = w->format->table;
+    const act_block *q = act_at(a, t0, 0);
+    const int r = t0 % ACT_ROWS;
     __m256 acc[TILE_MAX];
     for (int t = 0; t < n_t; t++) acc[t] = _mm256_setzero_ps();
-    for (int b = 0; b < w->n_blocks; b++) {
+    for (int b = 0; b < w->n_blocks; b++, q++) {
         const uint8_t *c = panel + w->codes_at + (size_t)b * (size_t)w->format->code_bytes;
-        const uint8_t *q = a->q + ((size_t)t0 * stride + (size_t)b) * ACT_BLOCK_BYTES;
-        const act_meta *m = a->meta + (size_t)t0 * stride + b;
         const block_scales s =
             load_scales(kind, pack_header_at(w, panel, b), pack_block_scales_at(w, panel, b), half);
         __m256i sum[TILE_MAX];
         for (int i = 0; i < (halves ? 2 : 1); i++) {
-            dots(codes, zero, table, c, half, 4 * i, halves ? 4 * i + 4 : 8, q,
-                 stride * ACT_BLOCK_BYTES, halves ? &m->sum16[i] : &m->sum, stride * META_INTS, n_t,
-                 sum);
-            for (int t = 0; t < n_t; t++)
-                acc[t] = scaled(s.d[i], m[(size_t)t * stride].d, sum[t], acc[t]);
+            dots(codes, zero, table, c, half, 4 * i, halves ? 4 * i + 4 : 8, q->q + r,
+                 (halves ? q->sum16[i] : q->sum) + r, n_t, sum);
+            for (int t = 0; t < n_t; t++) acc[t] = scaled(s.d[i], q->d[r + t], sum[t], acc[t]);
         }
         for (int t = 0; t < n_t && mins; t++) {
-            const act_meta *mt = m + (size_t)t * stride;
             if (halves) {
-                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(mt->s16[0]), acc[t]);
-                acc[t] = _mm256_fmadd_ps(s.m[1], _mm256_set1_ps(mt->s16[1]), acc[t]);
+                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(q->s16[0][r + t]), acc[t]);
+                acc[t] = _mm256_fmadd_ps(s.m[1], _mm256_set1_ps(q->s16[1][r + t]), acc[t]);
             } else {
-                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(mt->s), acc[t]);
+                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(q->s[r + t]), acc[t]);
             }
         }
     }
@@ -173,7 +167,8 @@ VEC_INLINE void code_panel(pack_codes codes, pack_scales scales, int zero, const
     const uint8_t *panel = w->data + (size_t)i_panel * w->panel_bytes;
     float out[TILE_MAX][PACK_ROWS];
     for (int t = 0; t < n_t;) {
-        const int n = n_t - t >= TILE_MAX ? TILE_MAX : 1;
+        /* A tile lies within one act_block. */
+        const int n = n_t - t >= TILE_MAX && (t0 + t) % TILE_MAX == 0 ? TILE_MAX : 1;
         for (int half = 0; half < 2; half++) {
             if (n == TILE_MAX) {
                 half_tile(codes, scales, zero, w, a, panel, half, t0 + t, TILE_MAX, out);
@@ -188,9 +183,12 @@ VEC_INLINE void code_panel(pack_codes codes, pack_scales scales, int zero, const
 
 /* One function a weight type, so that the compiler sees its constants. */
 #define FORMAT(name, codes, scales, zero)                                                          \
-    static void name(const pack *w, const act *a, int i_panel, int t0, int n_t,                    \
+    static void name(const pack *w, const act *a, int p0, int p1, int t0, int n_t,                 \
                      const linear_out *o) {                                                        \
-        code_panel(codes, scales, zero, w, a, i_panel, t0, n_t, o);                                \
+        for (int p = p0; p < p1; p++) {                                                            \
+            const linear_out at = linear_out_at(o, p - p0);                                        \
+            code_panel(codes, scales, zero, w, a, p, t0, n_t, &at);                                \
+        }                                                                                          \
     }
 FORMAT(q4_0, CODES_4, SCALES_F16, 8)
 FORMAT(q4_1, CODES_4, SCALES_F16_MIN, 0)
@@ -207,49 +205,50 @@ FORMAT(iq4_xs, CODES_4_TABLE, SCALES_K32, 128)
 FORMAT(mxfp4, CODES_4_TABLE, SCALES_BF16, 12)
 #undef FORMAT
 
-void linear_avx2(const pack *w, const act *a, int i_panel, int t0, int n_t, const linear_out *o) {
+void linear_avx2(const pack *w, const act *a, int p0, int p1, int t0, int n_t,
+                 const linear_out *o) {
     switch (w->format->type) {
     case DTYPE_Q4_0:
-        q4_0(w, a, i_panel, t0, n_t, o);
+        q4_0(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_Q4_1:
-        q4_1(w, a, i_panel, t0, n_t, o);
+        q4_1(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_Q5_0:
-        q5_0(w, a, i_panel, t0, n_t, o);
+        q5_0(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_Q5_1:
-        q5_1(w, a, i_panel, t0, n_t, o);
+        q5_1(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_Q8_0:
-        q8_0(w, a, i_panel, t0, n_t, o);
+        q8_0(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_Q2_K:
-        q2_k(w, a, i_panel, t0, n_t, o);
+        q2_k(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_Q3_K:
-        q3_k(w, a, i_panel, t0, n_t, o);
+        q3_k(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_Q4_K:
-        q4_k(w, a, i_panel, t0, n_t, o);
+        q4_k(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_Q5_K:
-        q5_k(w, a, i_panel, t0, n_t, o);
+        q5_k(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_Q6_K:
-        q6_k(w, a, i_panel, t0, n_t, o);
+        q6_k(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_IQ4_NL:
-        iq4_nl(w, a, i_panel, t0, n_t, o);
+        iq4_nl(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_IQ4_XS:
-        iq4_xs(w, a, i_panel, t0, n_t, o);
+        iq4_xs(w, a, p0, p1, t0, n_t, o);
         break;
     case DTYPE_MXFP4:
-        mxfp4(w, a, i_panel, t0, n_t, o);
+        mxfp4(w, a, p0, p1, t0, n_t, o);
         break;
     default:
-        linear_float(w, a, i_panel, t0, n_t, o);
+        linear_float(w, a, p0, p1, t0, n_t, o);
         break;
     }
 }

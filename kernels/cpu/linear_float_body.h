@@ -1,6 +1,8 @@
 /* y = W x for float weights: 16 rows are the lanes, one fma an input. A block of 32 inputs is
  * summed from zero and then added to the total, in order, for every tiling alike. The including
  * file sets LINEAR_FLOAT_TILE: rows of x that share a load of W (1, 2, 4 or 8). */
+#include "base/planted.h"
+
 VEC_INLINE vf load_weight(pack_codes codes, const uint8_t *panel, size_t k) {
     switch (codes) {
     case CODES_F32:
@@ -19,6 +21,12 @@ VEC_INLINE void store_panel(vf sum, const linear_out *o, int t) {
     vf_store(y, sum);
 }
 
+/* Half precision's mantissa, by Dekker's split: only for the negative control. */
+VEC_INLINE vf to_eleven_bits(vf x) {
+    const vf c = vf_mul(x, vf_set1(8193.0f)), minus = vf_set1(-1.0f);
+    return vf_fma(vf_fma(x, minus, c), minus, c);
+}
+
 VEC_INLINE void float_tile(pack_codes codes, const pack *w, const act *a, const uint8_t *panel,
                            int t0, int n_t, const linear_out *o, int t_out) {
     vf total[LINEAR_FLOAT_TILE];
@@ -32,6 +40,8 @@ VEC_INLINE void float_tile(pack_codes codes, const pack *w, const act *a, const 
                 part[t] = vf_fma(wk, vf_set1(a->f[(size_t)(t0 + t) * a->ld + (size_t)k]), part[t]);
         }
         for (int t = 0; t < n_t; t++) total[t] = vf_add(total[t], part[t]);
+        if (PLANTED(FAULT_F16_ACCUMULATE))
+            for (int t = 0; t < n_t; t++) total[t] = to_eleven_bits(total[t]);
     }
     for (int t = 0; t < n_t; t++) store_panel(total[t], o, t_out + t);
 }
@@ -46,17 +56,20 @@ VEC_INLINE void float_panel(pack_codes codes, const pack *w, const act *a, int i
     if (t < n_t) float_tile(codes, w, a, panel, t0 + t, 1, o, t);
 }
 
-static void linear_float(const pack *w, const act *a, int i_panel, int t0, int n_t,
+static void linear_float(const pack *w, const act *a, int p0, int p1, int t0, int n_t,
                          const linear_out *o) {
-    switch (w->format->codes) {
-    case CODES_F32:
-        float_panel(CODES_F32, w, a, i_panel, t0, n_t, o);
-        break;
-    case CODES_F16:
-        float_panel(CODES_F16, w, a, i_panel, t0, n_t, o);
-        break;
-    default:
-        float_panel(CODES_BF16, w, a, i_panel, t0, n_t, o);
-        break;
+    for (int p = p0; p < p1; p++) {
+        const linear_out at = linear_out_at(o, p - p0);
+        switch (w->format->codes) {
+        case CODES_F32:
+            float_panel(CODES_F32, w, a, p, t0, n_t, &at);
+            break;
+        case CODES_F16:
+            float_panel(CODES_F16, w, a, p, t0, n_t, &at);
+            break;
+        default:
+            float_panel(CODES_BF16, w, a, p, t0, n_t, &at);
+            break;
+        }
     }
 }

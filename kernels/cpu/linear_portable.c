@@ -15,22 +15,22 @@ static int32_t dot16(const int16_t *code, const int16_t *x) {
 
 /* Adds one block's share of one output to acc. */
 static float add_block(const pack_format *f, const int16_t *code, const pack_scale *s,
-                       const int16_t *x, const act_meta *m, float acc) {
+                       const int16_t *x, const act_block *q, int t, float acc) {
     const int32_t d0 = dot16(code, x), d1 = dot16(code + 16, x + 16);
     switch (f->scales) {
     case SCALES_K16:
     case SCALES_K16_MIN:
-        acc = fmaf(s->d[0] * m->d, (float)d0, acc);
-        acc = fmaf(s->d[1] * m->d, (float)d1, acc);
+        acc = fmaf(s->d[0] * q->d[t], (float)d0, acc);
+        acc = fmaf(s->d[1] * q->d[t], (float)d1, acc);
         if (f->scales == SCALES_K16) return acc;
-        acc = fmaf(s->m[0], m->s16[0], acc);
-        return fmaf(s->m[1], m->s16[1], acc);
+        acc = fmaf(s->m[0], q->s16[0][t], acc);
+        return fmaf(s->m[1], q->s16[1][t], acc);
     case SCALES_F16_MIN:
     case SCALES_K32_MIN:
-        acc = fmaf(s->d[0] * m->d, (float)(d0 + d1), acc);
-        return fmaf(s->m[0], m->s, acc);
+        acc = fmaf(s->d[0] * q->d[t], (float)(d0 + d1), acc);
+        return fmaf(s->m[0], q->s[t], acc);
     default:
-        return fmaf(s->d[0] * m->d, (float)(d0 + d1), acc);
+        return fmaf(s->d[0] * q->d[t], (float)(d0 + d1), acc);
     }
 }
 
@@ -47,9 +47,10 @@ static void linear_codes(const pack *w, const act *a, int i_panel, int t0, int n
                 pack_block_codes(w, i_panel, b, row, code);
                 const pack_scale s = pack_block_scale(w, i_panel, b, row);
                 for (int i = 0; i < n; i++) {
-                    const size_t at = (size_t)(t0 + t + i) * (size_t)a->n_blocks + (size_t)b;
-                    memcpy(x, a->q + at * ACT_BLOCK_BYTES, sizeof x);
-                    acc[i] = add_block(w->format, code, &s, x, a->meta + at, acc[i]);
+                    const int row_x = t0 + t + i;
+                    const act_block *q = act_at(a, row_x, b);
+                    memcpy(x, q->q[row_x % ACT_ROWS], sizeof x);
+                    acc[i] = add_block(w->format, code, &s, x, q, row_x % ACT_ROWS, acc[i]);
                 }
             }
             for (int i = 0; i < n; i++) {
@@ -61,11 +62,14 @@ static void linear_codes(const pack *w, const act *a, int i_panel, int t0, int n
     }
 }
 
-void linear_portable(const pack *w, const act *a, int i_panel, int t0, int n_t,
+void linear_portable(const pack *w, const act *a, int p0, int p1, int t0, int n_t,
                      const linear_out *o) {
     if (pack_is_float(w)) {
-        linear_float(w, a, i_panel, t0, n_t, o);
-    } else {
-        linear_codes(w, a, i_panel, t0, n_t, o);
+        linear_float(w, a, p0, p1, t0, n_t, o);
+        return;
+    }
+    for (int p = p0; p < p1; p++) {
+        const linear_out at = linear_out_at(o, p - p0);
+        linear_codes(w, a, p, t0, n_t, &at);
     }
 }

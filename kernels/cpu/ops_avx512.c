@@ -32,3 +32,17 @@ const cpu_kernels KERNELS_AVX512 = {
     .scan_count_above = scan_count_above,
     .scan_exp = scan_exp,
 };
+
+/* The same but for products of many rows. */
+const cpu_kernels KERNELS_AMX = {
+    .name = "avx512-amx",
+    .rms_norm = rms_norm,
+    .quantise = quantise,
+    .silu_mul = silu_mul,
+    .linear = linear_amx,
+    .attention = attention,
+    .scan_max = scan_max,
+    .scan_find = scan_find,
+    .scan_count_above = scan_count_above,
+    .scan_exp = scan_exp,
+};

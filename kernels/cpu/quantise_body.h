@@ -1,7 +1,7 @@
 /* Activations to 16-bit integers, see kernels.h. The including file defines
  * store_codes(uint8_t *q, vi first, vi second): one block in its own layout. */
-static void quantise(const float *x, int n_blocks, uint8_t *q, act_meta *meta) {
-    for (int b = 0; b < n_blocks; b++, x += 32, q += ACT_BLOCK_BYTES, meta++) {
+static void quantise(const float *x, int n_blocks, act_block *q, int i_row) {
+    for (int b = 0; b < n_blocks; b++, x += 32, q++) {
         const vf x0 = vf_load(x), x1 = vf_load(x + 16);
         const int32_t top = vi_hmax(vi_max(vf_abs_bits(x0), vf_abs_bits(x1)));
         float amax;
@@ -16,12 +16,14 @@ static void quantise(const float *x, int n_blocks, uint8_t *q, act_meta *meta) {
             i0 = vf_round(vf_mul(x0, inverse));
             i1 = vf_round(vf_mul(x1, inverse));
         }
-        store_codes(q, i0, i1);
+        store_codes(q->q[i_row], i0, i1);
         const int32_t s0 = vi_hsum(i0), s1 = vi_hsum(i1);
-        *meta = (act_meta){.d = d,
-                           .s = d * (float)(s0 + s1),
-                           .s16 = {d * (float)s0, d * (float)s1},
-                           .sum = s0 + s1,
-                           .sum16 = {s0, s1}};
+        q->d[i_row] = d;
+        q->s[i_row] = d * (float)(s0 + s1);
+        q->s16[0][i_row] = d * (float)s0;
+        q->s16[1][i_row] = d * (float)s1;
+        q->sum[i_row] = s0 + s1;
+        q->sum16[0][i_row] = s0;
+        q->sum16[1][i_row] = s1;
     }
 }

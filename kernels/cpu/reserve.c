@@ -82,10 +82,8 @@ static void lay_out(cpu_backend *b, const backend_limits *l, memory_cursor *c) {
     w->v = memory_take(c, rows * (size_t)w->kv_ld, sizeof *w->v);
     w->attended = memory_take(c, rows * (size_t)w->q_ld, sizeof *w->attended);
     w->h = memory_take(c, rows * (size_t)w->ff_ld, sizeof *w->h);
-    w->in_q = memory_take(c, rows_any * in_blocks, ACT_BLOCK_BYTES);
-    w->in_meta = memory_take(c, rows_any * in_blocks, sizeof *w->in_meta);
-    w->h_q = memory_take(c, rows * ff_blocks, ACT_BLOCK_BYTES);
-    w->h_meta = memory_take(c, rows * ff_blocks, sizeof *w->h_meta);
+    w->in_q = memory_take(c, act_blocks((int)rows_any, (int)in_blocks), sizeof *w->in_q);
+    w->h_q = memory_take(c, act_blocks((int)rows, (int)ff_blocks), sizeof *w->h_q);
     w->up = memory_take(c, (size_t)n_threads * FFN_TOKENS * PACK_BLOCK, sizeof *w->up);
     w->cos_sin = memory_take(c, rows * (size_t)max_int(m->n_rot, 1), sizeof *w->cos_sin);
     w->position = memory_take(c, rows, sizeof *w->position);

@@ -11,8 +11,9 @@
 
 #include "kernels/cpu/dequant.h"
 
-#define VEC_INLINE static inline __attribute__((unused)) /* not forced: sanitizers would explode */
-#define LANES      for (int i = 0; i < 16; i++)
+#define VEC_INLINE static inline __attribute__((unused)) /* not forced: sanitizers would explode   \
+                                                          */
+#define LANES for (int i = 0; i < 16; i++)
 
 typedef struct vf {
     float v[16];

@@ -37,7 +37,6 @@ static std::vector<float> make_logits(int n, int kind, rng &r) {
 /* What may come out of a row. */
 struct expected {
     std::vector<int> order; /* kept tokens, most likely first */
-    std::vector<double> upto;
     int token;
     bool near_border; /* another token is as right */
 };
@@ -103,16 +102,18 @@ static expected draw(const row_case &c, const std::vector<float> &y) {
         mass = cum;
     }
     o.resize(n);
+    std::vector<std::pair<int, double>> by_id;
+    for (int i = 0; i < n; i++) by_id.push_back({o[i], w[i]});
+    std::sort(by_id.begin(), by_id.end());
     const double x = (double)sample_uniform(r.seed, r.position) * mass;
     double cum = 0;
     int at = -1;
     for (int i = 0; i < n; i++) {
-        cum += w[i];
-        e.upto.push_back(cum);
+        cum += by_id[i].second;
         if (fabs(cum - x) < eps * mass) e.near_border = true;
         if (at < 0 && cum > x) at = i;
     }
-    e.token = o[at < 0 ? n - 1 : at];
+    e.token = by_id[at < 0 ? n - 1 : at].first;
     return e;
 }
 
@@ -252,7 +253,12 @@ static int verify(const batch &b, const char *what) {
         if (c.r.target >= 0) {
             if (token != c.r.target) wrong++;
         } else {
-            const expected e = draw(c, adjusted(c, x, b.never));
+            const std::vector<float> y = adjusted(c, x, b.never);
+            if (*std::max_element(y.begin(), y.end()) == -INFINITY) { /* nothing may be drawn */
+                wrong += token != -1 || (all.detail && all.out[i].finite);
+                continue;
+            }
+            const expected e = draw(c, y);
             if (token != e.token) {
                 const bool kept =
                     std::find(e.order.begin(), e.order.end(), token) != e.order.end();

@@ -117,11 +117,13 @@ static inline pack packed(const tensor_view *t) {
 }
 
 /* Every table that this processor can run; n of them. */
-static inline int all_kernels(const cpu_kernels *out[3]) {
+enum { KERNELS_MAX = 4 };
+static inline int all_kernels(const cpu_kernels *out[KERNELS_MAX]) {
     int n = 0;
     out[n++] = cpu_kernels_portable();
     if (cpu_kernels_avx2() != NULL) out[n++] = cpu_kernels_avx2();
     if (cpu_kernels_avx512() != NULL) out[n++] = cpu_kernels_avx512();
+    if (cpu_kernels_amx() != NULL) out[n++] = cpu_kernels_amx();
     return n;
 }
 

@@ -11,8 +11,7 @@ typedef struct input {
     int n_in, n_blocks;
     size_t ld;
     float *x;
-    uint8_t *q;
-    act_meta *meta;
+    act_block *q;
 } input;
 
 static input make_input(rng *r, int n_in) {
@@ -24,37 +23,27 @@ static input make_input(rng *r, int n_in) {
     }
     in.x[in.ld] = 1e4f; /* an outlier, and a block of zeros */
     memset(in.x + 2 * in.ld, 0, 32 * sizeof(float));
-    in.q = malloc((size_t)N_ROWS * (size_t)in.n_blocks * ACT_BLOCK_BYTES);
-    in.meta = malloc((size_t)N_ROWS * (size_t)in.n_blocks * sizeof(act_meta));
+    in.q = calloc(act_blocks(N_ROWS, in.n_blocks), sizeof *in.q);
     return in;
 }
 
 static void free_input(input *in) {
     free(in->x);
     free(in->q);
-    free(in->meta);
 }
 
 static void quantise_rows(const cpu_kernels *k, input *in) {
-    for (size_t t = 0; t < N_ROWS; t++)
-        k->quantise(in->x + t * in->ld, in->n_blocks,
-                    in->q + t * (size_t)in->n_blocks * ACT_BLOCK_BYTES,
-                    in->meta + t * (size_t)in->n_blocks);
+    for (int t = 0; t < N_ROWS; t++)
+        k->quantise(in->x + (size_t)t * in->ld, in->n_blocks,
+                    in->q + (size_t)(t / ACT_ROWS) * (size_t)in->n_blocks, t % ACT_ROWS);
 }
 
 /* Rows t0 .. t0 + n of W x, to y [n][ld]. */
 static void multiply(const cpu_kernels *k, const pack *w, const input *in, int t0, int n, float *y,
                      const float *bias, bool add) {
-    const act a = {
-        .f = in->x, .ld = in->ld, .q = in->q, .meta = in->meta, .n_blocks = in->n_blocks};
-    const size_t ld = (size_t)w->n_panels * PACK_ROWS;
-    for (int p = 0; p < w->n_panels; p++) {
-        const linear_out o = {.y = y + p * PACK_ROWS,
-                              .ld = ld,
-                              .bias = bias != NULL ? bias + p * PACK_ROWS : NULL,
-                              .add = add};
-        k->linear(w, &a, p, t0, n, &o);
-    }
+    const act a = {.f = in->x, .ld = in->ld, .q = in->q, .n_blocks = in->n_blocks};
+    const linear_out o = {.y = y, .ld = (size_t)w->n_panels * PACK_ROWS, .bias = bias, .add = add};
+    k->linear(w, &a, 0, w->n_panels, t0, n, &o);
 }
 
 static void check_against_double(const tensor_view *t, const input *in, const float *y, size_t ld) {
@@ -102,7 +91,7 @@ START_TEST(products_are_right_and_the_same_everywhere) {
         input in = make_input(&r, n_in);
         const size_t ld = (size_t)w.n_panels * PACK_ROWS, size = N_ROWS * ld;
         float *first = malloc(size * sizeof(float)), *y = malloc(size * sizeof(float));
-        const cpu_kernels *kernels[3];
+        const cpu_kernels *kernels[KERNELS_MAX];
         const int n_kernels = all_kernels(kernels);
         for (int k = 0; k < n_kernels; k++) {
             quantise_rows(kernels[k], &in);
@@ -129,7 +118,7 @@ START_TEST(products_are_right_and_the_same_everywhere) {
 END_TEST
 
 START_TEST(bias_and_residual_are_added) {
-    const cpu_kernels *kernels[3];
+    const cpu_kernels *kernels[KERNELS_MAX];
     const int n_kernels = all_kernels(kernels);
     rng r = {.s = 5};
     const dtype type = _i == 0 ? DTYPE_F16 : DTYPE_Q4_1;
@@ -157,7 +146,7 @@ END_TEST
 
 /* NaN or infinity in a row must reach its outputs, and no other row's. */
 START_TEST(values_that_are_not_finite_come_through) {
-    const cpu_kernels *kernels[3];
+    const cpu_kernels *kernels[KERNELS_MAX];
     const int n_kernels = all_kernels(kernels);
     rng r = {.s = 6};
     const dtype type = WEIGHT_TYPES[_i];

@@ -109,7 +109,7 @@ START_TEST(golden_distributions_are_reproduced) {
         printf("SKIP golden_distributions_are_reproduced: no %s\n", path);
         return;
     }
-    const cpu_kernels *kernels[3];
+    const cpu_kernels *kernels[KERNELS_MAX];
     const int n_kernels = all_kernels(kernels);
     size_t i;
     json_t *test;
@@ -168,7 +168,7 @@ START_TEST(draws_depend_on_seed_and_position_only) {
     const sample_vocab v = {.n_vocab = 64};
     int32_t first[50];
     int changed = 0;
-    const cpu_kernels *kernels[3];
+    const cpu_kernels *kernels[KERNELS_MAX];
     const int n_kernels = all_kernels(kernels);
     for (int k = 0; k < n_kernels; k++) {
         for (int i = 0; i < 50; i++) {
@@ -198,7 +198,7 @@ START_TEST(log_probabilities_are_of_the_raw_logits) {
     const token_bias bias = {.token = 300, .bias = 5.0f};
     const sample_row row = {.target = -1, .n_bias = 1, .n_top = 20, .logprob = true};
     const sample_vocab v = {.n_vocab = N};
-    const cpu_kernels *kernels[3];
+    const cpu_kernels *kernels[KERNELS_MAX];
     const int n_kernels = all_kernels(kernels);
     for (int k = 0; k < n_kernels; k++) {
         sampled out;

@@ -1,0 +1,246 @@
+/* y = W x for quantised weights and many rows of x with AMX. A panel's codes are unpacked once into
+ * byte tiles (a vector of 4 inputs x 16 rows of W is a row of AMX's B operand as it is), and the
+ * codes of 8 rows of x, both byte planes, are one A operand of 16 rows: an act_block is two of
+ * them.
+ *
+ *   C [high of x 0, low of x 0, high of x 1, ...][16 rows of W]  =  A [16][32]  B [32][16]
+ *
+ * One block of 32 inputs: for 16 rows of x 2 tile products (16 cycles each) and the float work, 6
+ * instructions a row; for the same 8,192 products linear_avx512.c needs 16 x 22 instructions.
+ * The integers are the same, and so is the float order: the results are equal bit for bit. */
+#include "kernels/cpu/linear_avx512.h"
+
+enum { CHUNK_BLOCKS = 32, ROWS_WORTH = 4 /* fewer rows are left to linear_avx512.c */ };
+
+/* The palette: tiles 0-3 C, 4-5 A, 6-7 B. */
+typedef struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_config;
+
+/* B operands hold 32 inputs, or 16 where scales change every 16. */
+VEC_INLINE void configure(int n_inputs) {
+    tile_config c = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        c.rows[i] = i < 6 ? 16 : (uint8_t)(n_inputs / 4);
+        c.row_bytes[i] = i < 4 || i > 5 ? 64 : (uint16_t)n_inputs;
+    }
+    _tile_loadconfig(&c);
+}
+
+/* C of one block: [half of the inputs][8 rows of x x 2 planes, twice][16 rows of W]. */
+typedef struct products {
+    _Alignas(64) int32_t c[2][32][16];
+} products;
+
+VEC_INLINE void multiply(const uint8_t *tile, const act_block *q, bool halves, int n_t,
+                         products *out) {
+    _tile_loadd(6, tile, 64);
+    _tile_zero(0);
+    _tile_loadd(4, q->q[0], 32);
+    _tile_dpbsud(0, 4, 6);
+    _tile_stored(0, out->c[0][0], 64);
+    if (n_t > 8) {
+        _tile_zero(1);
+        _tile_loadd(5, q->q[8], 32);
+        _tile_dpbsud(1, 5, 6);
+        _tile_stored(1, out->c[0][16], 64);
+    }
+    if (!halves) return;
+    _tile_loadd(7, tile + 256, 64);
+    _tile_zero(2);
+    _tile_loadd(4, q->q[0] + 16, 32);
+    _tile_dpbsud(2, 4, 7);
+    _tile_stored(2, out->c[1][0], 64);
+    if (n_t > 8) {
+        _tile_zero(3);
+        _tile_loadd(5, q->q[8] + 16, 32);
+        _tile_dpbsud(3, 5, 7);
+        _tile_stored(3, out->c[1][16], 64);
+    }
+}
+
+/* The dot product of row t from its two planes. */
+VEC_INLINE vf joined(const int32_t (*c)[16], int t, const int32_t *offset, int zero) {
+    const __m512i high = _mm512_load_si512(c[2 * t]), low = _mm512_load_si512(c[2 * t + 1]);
+    __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+    if (zero != 0) sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(offset[t]));
+    return vf_from_i32(sum);
+}
+
+/* Adds a block's share to n_t rows: the order of linear_portable.c:add_block. */
+VEC_INLINE void add_products(pack_scales kind, int zero, const block_scales *s, const act_block *q,
+                             const products *p, int n_t, vf *acc) {
+    const bool halves = kind == SCALES_K16 || kind == SCALES_K16_MIN;
+    _Alignas(64) int32_t offset[2][ACT_ROWS]; /* zero * (sum of the activations) */
+    if (zero != 0) {
+        const __m512i z = _mm512_set1_epi32(zero);
+        for (int h = 0; h < (halves ? 2 : 1); h++) {
+            const __m512i sum = _mm512_loadu_si512(halves ? q->sum16[h] : q->sum);
+            _mm512_store_si512(offset[h], _mm512_mullo_epi32(sum, z));
+        }
+    }
+    for (int t = 0; t < n_t; t++) {
+        const vf d = vf_set1(q->d[t]);
+        acc[t] = vf_fma(vf_mul(s->d[0], d), joined(p->c[0], t, offset[0], zero), acc[t]);
+        if (halves)
+            acc[t] = vf_fma(vf_mul(s->d[1], d), joined(p->c[1], t, offset[1], zero), acc[t]);
+        if (kind == SCALES_F16_MIN || kind == SCALES_K32_MIN)
+            acc[t] = vf_fma(s->m[0], vf_set1(q->s[t]), acc[t]);
+        if (kind == SCALES_K16_MIN) {
+            acc[t] = vf_fma(s->m[0], vf_set1(q->s16[0][t]), acc[t]);
+            acc[t] = vf_fma(s->m[1], vf_set1(q->s16[1][t]), acc[t]);
+        }
+    }
+}
+
+/* Blocks [b0, b1) of one panel for the first n_t (8 or 16) rows of an act_block; tiles: unpacked
+ * from b0. The tiles of a block go to the unit before the float work on the one before. */
+VEC_INLINE void group_blocks(pack_scales kind, int zero, const pack *w, const uint8_t *panel,
+                             const uint8_t *tiles, const act_block *q, int b0, int b1, int n_t,
+                             float (*sums)[16]) {
+    const bool halves = kind == SCALES_K16 || kind == SCALES_K16_MIN;
+    products p[2];
+    vf acc[ACT_ROWS];
+    for (int t = 0; t < n_t; t++) acc[t] = vf_load(sums[t]);
+    multiply(tiles, q + b0, halves, n_t, &p[b0 & 1]);
+    for (int b = b0; b < b1; b++) {
+        if (b + 1 < b1)
+            multiply(tiles + (size_t)(b + 1 - b0) * 512, q + b + 1, halves, n_t, &p[(b + 1) & 1]);
+        const block_scales s =
+            load_scales(kind, pack_header_at(w, panel, b), pack_block_scales_at(w, panel, b));
+        add_products(kind, zero, &s, q + b, &p[b & 1], n_t, acc);
+    }
+    for (int t = 0; t < n_t; t++) vf_store(sums[t], acc[t]);
+}
+
+enum { GROUPS_MAX = 16 };
+
+/* Up to GROUPS_MAX groups of rows from t0, a multiple of 16. */
+VEC_INLINE void amx_panel(pack_codes codes, pack_scales kind, int zero, const pack *w, const act *a,
+                          int i_panel, int t0, int n_t, const linear_out *o) {
+    const uint8_t *panel = w->data + (size_t)i_panel * w->panel_bytes;
+    _Alignas(64) uint8_t tiles[CHUNK_BLOCKS * 512];
+    _Alignas(64) float sums[GROUPS_MAX * ACT_ROWS][16];
+    const int n_groups = (n_t + ACT_ROWS - 1) / ACT_ROWS;
+    memset(sums, 0, (size_t)n_groups * ACT_ROWS * sizeof sums[0]);
+    for (int b0 = 0; b0 < w->n_blocks; b0 += CHUNK_BLOCKS) {
+        const int b1 = w->n_blocks - b0 < CHUNK_BLOCKS ? w->n_blocks : b0 + CHUNK_BLOCKS;
+        for (int b = b0; b < b1; b++) {
+            __m512i code[8];
+            unpack(codes, w->format->table,
+                   panel + w->codes_at + (size_t)b * (size_t)w->format->code_bytes, code);
+            for (int j = 0; j < 8; j++)
+                _mm512_store_si512(tiles + (size_t)(b - b0) * 512 + 64 * j, code[j]);
+        }
+        for (int g = 0; g < n_groups; g++) {
+            const act_block *q = act_at(a, t0 + g * ACT_ROWS, 0);
+            float(*s)[16] = sums + g * ACT_ROWS;
+            if (n_t - g * ACT_ROWS > 8) {
+                group_blocks(kind, zero, w, panel, tiles, q, b0, b1, 16, s);
+            } else {
+                group_blocks(kind, zero, w, panel, tiles, q, b0, b1, 8, s);
+            }
+        }
+    }
+    for (int t = 0; t < n_t; t++) {
+        float *y = o->y + (size_t)t * o->ld;
+        vf v = vf_load(sums[t]);
+        if (o->bias != NULL) v = vf_add(v, vf_load(o->bias));
+        if (o->add) v = vf_add(vf_load(y), v);
+        vf_store(y, v);
+    }
+}
+
+/* One function a weight type, so that the compiler sees its constants. */
+#define FORMAT(name, codes, scales, zero)                                                          \
+    static void name(const pack *w, const act *a, int p0, int p1, int t0, int n_t,                 \
+                     const linear_out *o) {                                                        \
+        configure((scales) == SCALES_K16 || (scales) == SCALES_K16_MIN ? 16 : 32);                 \
+        for (int p = p0; p < p1; p++) {                                                            \
+            const linear_out at = linear_out_at(o, p - p0);                                        \
+            amx_panel(codes, scales, zero, w, a, p, t0, n_t, &at);                                 \
+        }                                                                                          \
+        _tile_release();                                                                           \
+    }
+FORMAT(q4_0, CODES_4, SCALES_F16, 8)
+FORMAT(q4_1, CODES_4, SCALES_F16_MIN, 0)
+FORMAT(q5_0, CODES_5, SCALES_F16, 16)
+FORMAT(q5_1, CODES_5, SCALES_F16_MIN, 0)
+FORMAT(q8_0, CODES_8, SCALES_F16, 128)
+FORMAT(q2_k, CODES_2, SCALES_K16_MIN, 0)
+FORMAT(q3_k, CODES_3, SCALES_K16, 4)
+FORMAT(q4_k, CODES_4, SCALES_K32_MIN, 0)
+FORMAT(q5_k, CODES_5, SCALES_K32_MIN, 0)
+FORMAT(q6_k, CODES_6, SCALES_K16, 32)
+FORMAT(iq4_nl, CODES_4_TABLE, SCALES_F16, 128)
+FORMAT(iq4_xs, CODES_4_TABLE, SCALES_K32, 128)
+FORMAT(mxfp4, CODES_4_TABLE, SCALES_BF16, 12)
+#undef FORMAT
+
+static void amx_rows(const pack *w, const act *a, int p0, int p1, int t0, int n_t,
+                     const linear_out *o) {
+    switch (w->format->type) {
+    case DTYPE_Q4_0:
+        q4_0(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_Q4_1:
+        q4_1(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_Q5_0:
+        q5_0(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_Q5_1:
+        q5_1(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_Q8_0:
+        q8_0(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_Q2_K:
+        q2_k(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_Q3_K:
+        q3_k(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_Q4_K:
+        q4_k(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_Q5_K:
+        q5_k(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_Q6_K:
+        q6_k(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_IQ4_NL:
+        iq4_nl(w, a, p0, p1, t0, n_t, o);
+        break;
+    case DTYPE_IQ4_XS:
+        iq4_xs(w, a, p0, p1, t0, n_t, o);
+        break;
+    default:
+        mxfp4(w, a, p0, p1, t0, n_t, o);
+        break;
+    }
+}
+
+void linear_amx(const pack *w, const act *a, int p0, int p1, int t0, int n_t, const linear_out *o) {
+    if (pack_is_float(w)) {
+        linear_avx512(w, a, p0, p1, t0, n_t, o);
+        return;
+    }
+    for (int t = 0; t < n_t;) {
+        const int at = t0 + t, to_group = (ACT_ROWS - at % ACT_ROWS) % ACT_ROWS;
+        linear_out rest = *o;
+        rest.y += (size_t)t * o->ld;
+        int n = n_t - t;
+        if (to_group != 0 || n < ROWS_WORTH) { /* up to the next group, or what is left */
+            n = to_group != 0 && to_group < n ? to_group : n;
+            linear_avx512(w, a, p0, p1, at, n, &rest);
+        } else {
+            n = n < GROUPS_MAX * ACT_ROWS ? n : GROUPS_MAX * ACT_ROWS;
+            amx_rows(w, a, p0, p1, at, n, &rest);
+        }
+        t += n;
+    }
+}
