@@ -151,6 +151,7 @@ status seq_group_open(engine_request *r, const seq_limits *l, seq_group **out) {
     if (!plan_layout(r, l, len_max, &lay)) return E_NOMEM;
     seq_group *g = calloc(1, lay.bytes); /* large ones are mapped and touched only as they grow */
     if (g == NULL) return E_NOMEM;
+    g->seq = (sequence *)(void *)(g + 1);
     g->request = r;
     g->n_prompt = r->n_prompt;
     g->n_choices = g->n_unfinished = r->n_choices;

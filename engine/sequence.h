@@ -88,7 +88,7 @@ struct seq_group {
     bool needs_host; /* penalties: a row can be planned only when the token before it is known */
 
     seq_group *prev, *next; /* live list, then retired list */
-    sequence seq[];         /* [n_choices] */
+    sequence *seq;          /* [n_choices], in the same allocation */
 };
 
 /* What a group's size depends on. */
