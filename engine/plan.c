@@ -55,7 +55,7 @@ void plan_clear(plan *p) {
     s->n_tokens = s->n_seqs = s->n_decode = 0;
     s->n_samples = s->n_bias = s->n_seen = s->n_blocks = s->n_copies = 0;
     s->seq_start[0] = s->block_start[0] = 0;
-    p->n_decode_tokens = p->n_prefill_tokens = 0;
+    p->n_decode_tokens = p->n_prefill_tokens = p->n_blocks_aside = 0;
 }
 
 void plan_copy(plan *p, block_id from, block_id to) {
@@ -127,7 +127,8 @@ static int rows_that_fit(const plan *p, const sequence *q, int block_tokens) {
     const int samples_left = cap->n_samples_max - s->n_samples;
     if (scores_prompt(q) && rows > samples_left) rows = samples_left;
     if (rows <= 0) return 0;
-    if (blocks_for(q->n_planned + rows, block_tokens) > cap->n_blocks_max - s->n_blocks) return 0;
+    const int blocks_left = cap->n_blocks_max - p->n_blocks_aside - s->n_blocks;
+    if (blocks_for(q->n_planned + rows, block_tokens) > blocks_left) return 0;
     if (q->n_planned + rows < q->n_known + q->n_pending) return rows; /* draws nothing */
     (void)seq_bias(q, q->n_output + q->n_pending, &n_bias);
     const bool can_draw = samples_left > 0 && n_bias <= cap->n_bias_max - s->n_bias &&

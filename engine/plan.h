@@ -18,7 +18,8 @@ typedef struct plan {
     int32_t *i_prompt; /* owned [n_samples] the prompt position a sample scores; 0: a drawn token */
     backend_limits cap;
     int n_decode_tokens, n_prefill_tokens;
-    void *memory; /* owned: the step's arrays */
+    int n_blocks_aside; /* block-table entries that plan_add leaves free, for one to come */
+    void *memory;       /* owned: the step's arrays */
 } plan;
 
 /* cap: as given to backend_ops.reserve, without zeros. E_NOMEM. */

@@ -4,7 +4,11 @@
 #include "base/clock.h"
 #include "engine/sched.h"
 
-enum { CHUNK_FIRST_BESIDE = 64, CHUNK_FIRST_ALONE = 512 }; /* tokens, before anything is measured */
+enum {
+    CHUNK_FIRST_BESIDE = 64, /* tokens, before anything is measured */
+    CHUNK_FIRST_ALONE = 512,
+    PILE = 8 /* so many prefills at once get the whole slice */
+};
 
 /* Tokens of q that can be planned now. */
 static int n_todo(const sequence *q) {
@@ -46,18 +50,25 @@ static int want_decodes(sched *s) {
     return n;
 }
 
-/* Rows for prefill in this step. Beside decodes by time: half of what their own step takes, more
- * when many wait for their prompt and few decode, at most LIMIT_PREFILL_SLICE_MS. */
+/* Time that prefill may add to a step with decodes: half of what the decodes take, so that one
+ * prompt now and then is hardly felt. More, up to LIMIT_PREFILL_SLICE_MS, when prefills are a large
+ * part of those that run, or some pile up: each one waiting is a decode that does not happen. */
+static int64_t slice_beside(const sched *s, int n_decodes, int n_prefills) {
+    const int64_t most = LIMIT_PREFILL_SLICE_MS * NS_PER_MS;
+    const int64_t n = n_prefills < PILE ? n_prefills : PILE;
+    int64_t slice = s->decode_ns / 2;
+    if (slice < most * n_prefills / (n_prefills + n_decodes))
+        slice = most * n_prefills / (n_prefills + n_decodes);
+    if (slice < most * n * n / (PILE * PILE)) slice = most * n * n / (PILE * PILE);
+    return slice < most ? slice : most;
+}
+
+/* Rows for prefill in this step, from the time it may take and the measured cost of a row. */
 static int prefill_budget(const sched *s, int n_decodes, int n_prefills) {
     const int room = s->max_step_tokens - n_decodes;
-    int64_t slice_ns = LIMIT_PREFILL_ALONE_MS * NS_PER_MS;
+    const int64_t slice_ns =
+        n_decodes > 0 ? slice_beside(s, n_decodes, n_prefills) : LIMIT_PREFILL_ALONE_MS * NS_PER_MS;
     int64_t tokens = n_decodes > 0 ? CHUNK_FIRST_BESIDE : CHUNK_FIRST_ALONE;
-    if (n_decodes > 0) {
-        slice_ns = LIMIT_PREFILL_SLICE_MS * NS_PER_MS * n_prefills / (n_prefills + n_decodes);
-        if (slice_ns < s->decode_ns / 2) slice_ns = s->decode_ns / 2;
-        if (slice_ns > LIMIT_PREFILL_SLICE_MS * NS_PER_MS)
-            slice_ns = LIMIT_PREFILL_SLICE_MS * NS_PER_MS;
-    }
     if (s->prefill_ns > 0) tokens = slice_ns / s->prefill_ns;
     if (tokens < LIMIT_PREFILL_CHUNK_MIN) tokens = LIMIT_PREFILL_CHUNK_MIN;
     return tokens < room ? (int)tokens : room;
@@ -169,8 +180,11 @@ static void secure(sched *s, plan *p, int *i) {
  * stopped. */
 static void emit(sched *s, plan *p) {
     const int bt = s->kv->block_tokens, n = s->n_running;
+    const sequence *oldest = n > 0 ? s->running[0] : NULL;
     int left_out = -1;
     if (s->i_first_decode >= n) s->i_first_decode = 0;
+    if (oldest != NULL && oldest->todo > 1) /* its turn comes after all decodes */
+        p->n_blocks_aside = blocks_for(oldest->n_planned + oldest->rows, bt);
     for (int k = 0; k < n; k++) {
         const int i = (s->i_first_decode + k) % n;
         sequence *q = s->running[i];
@@ -182,6 +196,7 @@ static void emit(sched *s, plan *p) {
     }
     s->i_first_decode = left_out < 0 ? 0 : left_out;
     p->step.n_decode = p->step.n_seqs;
+    p->n_blocks_aside = 0;
     for (int i = 0; i < n; i++) {
         sequence *q = s->running[i];
         if (q->todo > 1 && q->rows > 0) p->n_prefill_tokens += plan_add(p, q, bt);
