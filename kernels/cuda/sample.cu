@@ -95,6 +95,11 @@ extern "C" status sampler_plan_make(const sampler *s, const step *st, void *buff
         if (r->n_bias > 0 || r->n_seen > 0) p->entries = true;
         if (r->target >= 0 || r->logprob || r->n_top > 0) p->detail = true;
         if (r->temperature > 0.0f) p->greedy_only = false;
+        if (r->target < 0 && r->temperature > 0.0f &&
+            (r->min_p > 0.0f || (r->top_k > 0 && r->top_k < s->n_vocab) ||
+             (r->top_p > 0.0f && r->top_p < 1.0f))) {
+            p->prefix = true;
+        }
         n += (long long)r->n_bias + r->n_seen;
         if (r->n_bias < 0 || r->n_seen < 0 || n > s->n_entries_max) return E_INVAL;
     }
@@ -137,9 +142,10 @@ extern "C" status cuda_sample(const sampler *s, const sampler_plan *p, const sam
     status st = OK;
     if (p->entries) st = sample_prepare_launch(&a, pdl, stream);
     if (st == OK) st = sample_scan_launch(&a, false, pdl, stream);
+    a.restore = p->entries && !p->detail && !p->prefix;
     if (st == OK) st = sample_pick_launch(&a, pdl, stream);
     a.restore = p->entries && !p->detail;
-    if (st == OK) st = sample_prefix_launch(&a, cluster, pdl, stream);
+    if (st == OK && p->prefix) st = sample_prefix_launch(&a, cluster, pdl, stream);
     if (st == OK && p->detail) st = sample_detail_launch(&a, cluster, pdl, stream);
     return st;
 }

@@ -5,9 +5,10 @@
  *   step       sampler_plan_make fills host memory, uploaded with step.sample, .bias, .seen
  *   launch     cuda_sample
  *
- * Same (seed, position) as the CPU: same uniform, inverse CDF in descending probability order with
- * ties by id, so the same token up to float noise at the borders. A row's result depends on no other
- * row, and float sums run in a fixed order. Thread: the backend's. */
+ * Same (seed, position) as the CPU: same uniform, inverse CDF over the survivors by ascending id, so
+ * the same token up to float noise at the borders. A row in which every token is forbidden answers
+ * like one that is not finite. A row's result depends on no other row, and float sums run in a fixed
+ * order. Thread: the backend's. */
 #ifndef INFERD_KERNELS_CUDA_SAMPLE_H
 #define INFERD_KERNELS_CUDA_SAMPLE_H
 
@@ -34,6 +35,7 @@ typedef struct sampler {
 typedef struct sampler_plan {
     bool greedy_only; /* argmax of every row and nothing else: one kernel */
     bool entries;     /* some row has bias or seen entries */
+    bool prefix;      /* some row draws with a filter */
     bool detail;      /* some row wants more than an id: read `sampled` back, else ids do */
     int n_rows;
     size_t bytes;

@@ -14,11 +14,10 @@ struct select_result {
 struct row_scratch {
     block_scratch block;
     unsigned lo[BINS], hi[BINS]; /* 64-bit sums as words with carry */
-    u64 list[LIST_MAX], draw[LIST_MAX];
-    double cum[2];
+    u64 list[LIST_MAX];
     u64 word;
     double number;
-    int n_list, n_draw, last;
+    int n_list, last;
 };
 
 template <int CL> struct row_cluster {
@@ -77,6 +76,10 @@ template <int CL> struct row_cluster {
     __device__ void clear_bins() const {
         for (int i = threadIdx.x; i < BINS; i += SAMPLE_THREADS) s.lo[i] = s.hi[i] = 0;
         sync();
+    }
+    __device__ void add_small(int bin, unsigned w) const {
+        const unsigned old = atomicAdd(s.lo + bin, w);
+        if (old + w < old) atomicAdd(s.hi + bin, 1u);
     }
     __device__ void add(int bin, u64 w) const {
         const unsigned l = (unsigned)w, old = atomicAdd(s.lo + bin, l);

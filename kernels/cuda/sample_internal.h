@@ -5,8 +5,8 @@
  *            (HOLE) in its place in the logits. A row is then "rest + list": no sum is corrected by
  *            subtraction, and raw and adjusted values come out of one read.
  *   scan     the one full read: maxima of 32-token groups and 4,096-token slices, sums, finiteness
- *   pick     greedy rows, and filters that leave at most 2,048 candidates: sorted, cut, drawn
- *   prefix   what pick left: temperature alone, top-p alone, long lists
+ *   pick     greedy rows, temperature alone, filters that leave at most 2,048 candidates
+ *   prefix   what pick left: top-p alone, long lists
  *   detail   log-probability, rank, most likely tokens
  * The last of them puts the marked logits back. */
 #ifndef INFERD_KERNELS_CUDA_SAMPLE_INTERNAL_H

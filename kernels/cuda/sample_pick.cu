@@ -1,19 +1,72 @@
-/* Draws the rows whose answer a short list holds: greedy, top-k up to 1,024, min-p. Others are left
- * to the prefix kernel (sample_args.pending).
+/* Draws the rows whose answer is near: greedy; temperature alone, from the scan's slice sums and one
+ * slice; top-k up to 1,024 and min-p, from a short list. Others are left to the prefix kernel
+ * (sample_args.pending).
  *   one block a row, 512 threads
  *   the k-th largest group maximum bounds the k-th value from below; groups above the bound are read
  *   (about 32 k tokens), at most 2,048 candidates sorted as (value, id): exact top-k with ties, min-p,
- *   top-p, draw
+ *   top-p, draw by ascending id
  *   bytes: 1/32 of the logits and what the groups hold; latency bound, 8-12 us a step
  *   numerics: weights in float32, sums in double in a fixed order */
-#include "kernels/cuda/sample_device.cuh"
+#include "kernels/cuda/sample_slices.cuh"
+
+#define DIRECT_MAX SAMPLE_THREADS /* kept tokens that are drawn from without a second sort */
 
 struct pick_scratch {
     block_scratch block;
-    u64 list[LIST_MAX];
-    unsigned bins[BINS];
+    union {
+        struct {
+            u64 list[LIST_MAX];
+            unsigned bins[BINS];
+        };
+        slice_scratch slices;
+    };
+    double cut;
     int n, id;
 };
+
+/* Draws from the n kept tokens of the list by ascending id; total: their mass. All threads. */
+__device__ static int draw_by_id(pick_scratch &s, int n, float top, float c, double u,
+                                 double total) {
+    const int t = threadIdx.x;
+    const double x = u * total;
+    if (t == 0) s.id = -1;
+    if (n <= DIRECT_MAX) { /* mass up to a token: a sum over the list in its order */
+        double upto = 0.0;
+        const int id = t < n ? key_id(s.list[t]) : 0;
+        for (int j = 0; j < n && t < n; j++) {
+            const u64 k = s.list[j];
+            if (key_id(k) <= id) upto += (double)weight(key_value(k), top, c);
+        }
+        __syncthreads(); /* id is -1 */
+        /* The first token that passes x, or the last of all: as unsigned, -1 is the largest. */
+        if (t < n && upto > x) atomicMin((unsigned *)&s.id, (unsigned)id);
+        __syncthreads(); /* id is the least */
+        const bool none = s.id < 0;
+        __syncthreads(); /* and read */
+        if (none && t < n) atomicMax(&s.id, id); /* rounding: the last of all */
+        __syncthreads(); /* id is complete */
+        return s.id;
+    }
+    for (int i = t; i < n; i += SAMPLE_THREADS) {
+        const u64 k = s.list[i];
+        s.list[i] = (u64)key_id(k) << 32 | __float_as_uint(weight(key_value(k), top, c));
+    }
+    block_sort(s.list, n);
+    double w[4], sum = 0.0, all;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const int i = t * 4 + j;
+        w[j] = i < n ? (double)__uint_as_float((unsigned)s.list[i]) : 0.0;
+        sum += w[j];
+    }
+    double upto = block_scan(s.block, sum, &all) - sum;
+    int before = 0;
+    for (int j = 0; j < 4; j++) {
+        upto += w[j];
+        before += t * 4 + j < n && upto <= x;
+    }
+    return (int)(s.list[min(block_count(s.block, before), n - 1)] >> 32);
+}
 
 /* Cuts and draws from the complete list of n >= 1 candidates. All threads. */
 __device__ static int draw_from_list(pick_scratch &s, const sample_row &r, int n, int k,
@@ -46,17 +99,43 @@ __device__ static int draw_from_list(pick_scratch &s, const sample_row &r, int n
         int below = 0;
         for (int j = 0; j < 4; j++) below += t * 4 + j < n && upto[j] < need;
         n = min(block_count(s.block, below) + 1, n);
-        __shared__ double cut;
         for (int j = 0; j < 4; j++) {
-            if (t * 4 + j == n - 1) cut = upto[j];
+            if (t * 4 + j == n - 1) s.cut = upto[j];
         }
         __syncthreads(); /* cut is set */
-        kept = cut;
+        kept = s.cut;
     }
-    const double x = (double)sample_uniform(r.seed, r.position) * kept;
-    int before = 0;
-    for (int j = 0; j < 4; j++) before += t * 4 + j < n && upto[j] <= x;
-    return key_id(s.list[min(block_count(s.block, before), n - 1)]);
+    return draw_by_id(s, n, top, c, (double)sample_uniform(r.seed, r.position), kept);
+}
+
+/* Temperature alone: the scan has every slice's mass. All threads. */
+__device__ static int draw_from_slices(pick_scratch &s, const row_view &v, const sample_row &r,
+                                       float top) {
+    const kept_set k = {top, LOG2_E / r.temperature, -FLT_MAX, ~0ull};
+    clear_extra(s.slices);
+    add_entries(s.slices, v, k);
+    for (int i = threadIdx.x; i < v.a.n_slices; i += SAMPLE_THREADS) {
+        const int o = v.row * v.a.n_slices + i;
+        s.slices.mass[i] =
+            (double)v.a.sum_top[o] * (double)k.weigh(fmaxf(v.a.slice_top[o], -FLT_MAX));
+    }
+    return draw_by_slices(s.block, s.slices, v, k, (double)sample_uniform(r.seed, r.position));
+}
+
+/* Top-k and min-p through a list: the token, or -1 with *verdict when the list is too short. All
+ * threads. */
+__device__ static int draw_filtered(pick_scratch &s, const row_view &v, const sample_row &r,
+                                    float top, int *verdict) {
+    const int k = filters_top_k(r, v.a.n_vocab) ? r.top_k : 0;
+    *verdict = k > 0 ? ROW_TOP_K : ROW_PREFIX;
+    if (k > TOP_K_LIST || (k == 0 && r.min_p <= 0.0f)) return -1;
+    float low = min_p_bound(r, top);
+    if (k > 0) low = fmaxf(low, kth_bound(s.block, v, s.bins, k, false, top));
+    gather(v, low, false, s.list, &s.n);
+    const int n = s.n;
+    if (n > LIST_MAX) return -1;
+    *verdict = ROW_DONE;
+    return draw_from_list(s, r, n, k, top);
 }
 
 /* Lowest id of the largest adjusted value. All threads. */
@@ -98,33 +177,24 @@ __global__ void __launch_bounds__(SAMPLE_THREADS) sample_pick_kernel(const sampl
         a.row_top[row] = top;
     }
     int verdict = ROW_DONE, id = -1;
-    if (bad) {
+    if (bad || (r.target < 0 && is_hole(top))) { /* or every token is forbidden */
         if (t == 0) write_not_finite(a, row);
     } else if (r.target >= 0) {
         id = r.target;
-    } else if (is_hole(top)) {
-        id = 0; /* everything is forbidden: the lowest id, as argmax over equals */
     } else if (r.temperature <= 0.0f) {
         id = greedy(s, v, top);
+    } else if (needs_mass(r, a.n_vocab) && !filters_top_p(r)) {
+        id = draw_from_slices(s, v, r, top);
     } else {
-        const int k = filters_top_k(r, a.n_vocab) ? r.top_k : 0;
-        verdict = k > TOP_K_LIST ? ROW_TOP_K : ROW_PREFIX;
-        if (k <= TOP_K_LIST && (k > 0 || r.min_p > 0.0f)) {
-            float low = min_p_bound(r, top);
-            if (k > 0) low = fmaxf(low, kth_bound(s.block, v, s.bins, k, false, top));
-            gather(v, low, false, s.list, &s.n);
-            const int n = s.n;
-            if (n <= LIST_MAX) {
-                id = draw_from_list(s, r, n, k, top);
-                verdict = ROW_DONE;
-            } else if (k > 0) {
-                verdict = ROW_TOP_K;
-            }
-        }
+        id = draw_filtered(s, v, r, top, &verdict);
     }
     if (t == 0) {
-        a.pending[row] = bad ? ROW_DONE : verdict;
+        a.pending[row] = verdict;
         if (id >= 0) write_token(a, row, id);
+    }
+    if (a.restore) {
+        __syncthreads(); /* nobody reads the marks any more */
+        restore_row(v);
     }
 }
 
