@@ -101,10 +101,10 @@ static status prepare_tiles(attention *a, error *err) {
 extern "C" status attention_init(attention *a, const model_desc *m, dtype kv_type,
                                  int block_tokens, int n_tokens_max, int n_seqs_max, int device,
                                  bool deterministic, error *err) {
-    assert(n_tokens_max >= 1 && n_seqs_max >= 1 && n_seqs_max <= LIMIT_SEQUENCES);
+    assert(n_tokens_max >= 1 && n_seqs_max >= 1 && n_seqs_max <= ATTENTION_SEQS_MAX);
     attention r;
     memset(&r, 0, sizeof r);
-    status s = kv_layout_init(&r.kv, kv_type, m->head_dim, m->n_kv_heads, block_tokens, err);
+    status s = cuda_kv_layout_init(&r.kv, kv_type, m->head_dim, m->n_kv_heads, block_tokens, err);
     if (s != OK) return s;
     if (m->n_heads < 1 || m->n_heads % m->n_kv_heads != 0) {
         return error_set(err, E_UNSUPPORTED, "cuda: %d query heads over %d KV heads", m->n_heads,
@@ -228,7 +228,8 @@ extern "C" status cuda_attention(const attention *a, const attention_plan *p,
         s = launch(k->fn, p->decode_grid, k->warps * 32, k->smem_bytes, &d, pdl, stream);
     }
     if (s == OK && p->tile_grid > 0) {
-        const attention_tile_kernel *k = &a->tile[p->tiles_split];
+        const bool full = a->tile[1].fn && (p->tiles_split || a->window > 0);
+        const attention_tile_kernel *k = &a->tile[full];
         prefill_args d = prefill_args_of(a, p, args);
         s = launch(k->fn, p->tile_grid, k->threads, k->smem_bytes, &d, pdl, stream);
     }

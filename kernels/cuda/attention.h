@@ -58,7 +58,7 @@ typedef struct attention_kernel {
     size_t smem_bytes;
 } attention_kernel;
 
-/* A tile kernel: [0] whole tiles, [1] (if fn) tiles cut along their keys too. */
+/* A tile kernel: [0] whole tiles and no window, [1] (if fn) everything. Alone, [0] serves windows. */
 typedef struct attention_tile_kernel {
     const void *fn;
     int threads, rows, keys; /* of a tile */

@@ -75,8 +75,9 @@ typedef struct prefill_kernel {
     size_t smem_bytes;
 } prefill_kernel;
 
-/* wgmma, sm_90a: F16 and BF16 pools of head_dim 64, 96, 128. split: may cut tiles along the keys. */
-prefill_kernel prefill_kernel_wgmma(const kv_layout *kv, bool split);
+/* wgmma, sm_90a: F16 and BF16 pools of head_dim 64, 96, 128. full: serves windows, and plans that cut
+ * tiles along the keys. */
+prefill_kernel prefill_kernel_wgmma(const kv_layout *kv, bool full);
 
 /* mma.sync, sm_80 and up: every tensor-core layout. One block a tile. */
 prefill_kernel tile_kernel_d64(int kind);

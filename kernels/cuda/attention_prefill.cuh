@@ -25,11 +25,11 @@
 
 namespace prefill {
 
-/* Two consumer warpgroups; PP: they take turns at the tensor cores. SPLIT false: the plan cuts no
- * tile (its code's mere presence costs 3-13 %). */
-template <int D_, bool BF16_, bool PP_, bool SPLIT_> struct shape {
+/* Two consumer warpgroups; PP: they take turns at the tensor cores. FULL: also serves plans that cut
+ * tiles, and windows; that code's mere presence costs 3-13 %, so there is a kernel without it. */
+template <int D_, bool BF16_, bool PP_, bool FULL_> struct shape {
     static constexpr int D = D_, BN = 128, NWG = 2, BM = NWG * 64, ST = D == 64 ? 3 : 2;
-    static constexpr bool BF16 = BF16_, PP = PP_, SPLIT = SPLIT_;
+    static constexpr bool BF16 = BF16_, PP = PP_, FULL = FULL_;
     using L = kv_rows<D, 2>;
     static constexpr int RB = L::RB, NS = L::NS, SW = RB / 2; /* SW: values in a slab row */
     static constexpr int Q_BYTES = BM * D * 2, TILE_BYTES = BN * D * 2, KSTEPS = SW / 16;
@@ -215,7 +215,7 @@ template <class T> struct consumer {
                 if (k + 1 > lim1) s[i * 4 + 3] = -INFINITY;
             }
         }
-        if (a.window > 0 && j * T::BN <= lim1 - a.window) {
+        if (T::FULL && a.window > 0 && j * T::BN <= lim1 - a.window) {
             const int low0 = lim0 - a.window, low1 = lim1 - a.window; /* the last key unseen */
 #pragma unroll
             for (int i = 0; i < T::BN / 8; i++) {
@@ -435,7 +435,7 @@ __device__ __forceinline__ void consume(const prefill_args &a, const layout<T> &
         if (more) next = load_tile(a.tiles + t.next); /* its latency hides behind this tile */
         c.run_tile(t, q_phase);
         q_phase ^= 1;
-        if (T::SPLIT && t.n_split > 1 && !c.merge(t, flag)) continue;
+        if (T::FULL && t.n_split > 1 && !c.merge(t, flag)) continue;
         c.store(t);
     }
     if (T::PP && w == 0) asm volatile("bar.sync 1,256;" ::: "memory"); /* the last arrive's */
