@@ -78,25 +78,25 @@ static status encode_word(encoder *e, const char *word, size_t len, size_t base)
     }
     status s = merger_reserve(&e->m, len);
     if (s != OK) return s;
-    merger *m = &e->m;
+    symbol *v = e->m.symbols;
     size_t first = len, last = len, n = 0;
     for (size_t i = 0; i < len; i++) {
         const int32_t id = t->byte_id[(unsigned char)word[i]];
         if (id < 0) continue;
-        m->id[i] = id;
+        v[i].id = id;
         if (n++ == 0) {
             first = i;
         } else {
-            m->next[last] = (uint32_t)i;
-            m->prev[i] = (uint32_t)last;
+            v[last].next = (uint32_t)i;
+            e->m.pairs[i].prev = (uint32_t)last;
         }
         last = i;
     }
     if (n == 0) return OK;
-    m->next[last] = (uint32_t)len;
-    if (n > 1) s = merger_run(m, t, word, len, first, n);
-    for (size_t i = first; i < len && s == OK; i = m->next[i]) {
-        s = emit(e->out, m->id[i], base + i, base + m->next[i]);
+    v[last].next = (uint32_t)len;
+    if (n > 1) s = merger_run(&e->m, t, word, len, first, n);
+    for (size_t i = first; i < len && s == OK; i = v[i].next) {
+        s = emit(e->out, v[i].id, base + i, base + v[i].next);
     }
     return s;
 }
@@ -187,22 +187,22 @@ static status encode_spm(encoder *e, size_t start, size_t end) {
     if (st != OK) return st;
     const char *s = e->fragment.s;
     const size_t len = e->fragment.len;
-    merger *m = &e->m;
+    symbol *v = e->m.symbols;
     size_t n = 0;
     for (size_t i = 0, last = 0; i < len; n++) {
         uint32_t cp;
         const size_t width = utf8_decode(s + i, len - i, &cp);
-        m->id[i] =
+        v[i].id =
             width <= t->piece_max ? string_index_find(&t->by_piece, &t->piece, s + i, width) : -1;
-        m->prev[i] = (uint32_t)last;
-        m->next[i] = (uint32_t)(i + width);
+        e->m.pairs[i].prev = (uint32_t)last;
+        v[i].next = (uint32_t)(i + width);
         last = i;
         i += width;
     }
-    st = merger_run(m, t, s, len, 0, n);
-    for (size_t i = 0; i < len && st == OK; i = m->next[i]) {
-        st = m->id[i] >= 0 ? emit(e->out, m->id[i], i, m->next[i])
-                           : emit_bytes(e, s + i, m->next[i] - i, i);
+    st = merger_run(&e->m, t, s, len, 0, n);
+    for (size_t i = 0; i < len && st == OK; i = v[i].next) {
+        st = v[i].id >= 0 ? emit(e->out, v[i].id, i, v[i].next)
+                          : emit_bytes(e, s + i, v[i].next - i, i);
     }
     if (st == OK && e->out->with_offsets) {
         map_offsets(e->out, first, &e->map, len, end - start, start);

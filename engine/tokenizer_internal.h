@@ -105,14 +105,20 @@ const special *special_match(const special_list *l, const char *text, size_t len
                              size_t markup_end);
 
 /* tokenizer_merge.c: the symbols of one word, at the byte offsets where they start. */
+typedef struct symbol {
+    int32_t id; /* -1: no token */
+    uint32_t next;
+} symbol;
+typedef struct symbol_pair { /* this symbol and the next */
+    uint32_t rank;
+    uint32_t prev; /* of this symbol */
+} symbol_pair;
 typedef struct merger {
-    int32_t *id; /* -1: no token */
-    uint32_t *next, *prev;
-    uint32_t *rank;  /* of the pair (this, next); NO_RANK if it does not merge */
-    int32_t *merged; /* the pair's result */
-    uint64_t *heap;  /* rank << 32 | offset */
-    size_t capacity; /* bytes of text that fit */
-    size_t n_heap, heap_capacity;
+    symbol
+        *symbols; /* [capacity]; owned, as every array here. Two arrays, because one of twice the */
+    symbol_pair *pairs; /* size passes the size from which malloc maps fresh pages every time */
+    size_t capacity;    /* bytes of text that fit */
+    struct merge_queue *queue; /* of long words; made at the first one */
 } merger;
 void merger_deinit(merger *m);
 BASE_MUST_USE status merger_reserve(merger *m, size_t bytes);
@@ -120,4 +126,18 @@ BASE_MUST_USE status merger_reserve(merger *m, size_t bytes);
  * symbol's next is len. Afterwards the list holds the result. */
 BASE_MUST_USE status merger_run(merger *m, const tokenizer *t, const char *word, size_t len,
                                 size_t first, size_t n);
+
+#define NO_RANK UINT32_MAX /* the pair does not merge */
+
+/* tokenizer_queue.c: offsets by (rank, offset), lowest first. Ranks that were taken only grow, so
+ * offsets wait in one list a rank, and only what is pushed with a rank already reached needs a
+ * heap. */
+typedef struct merge_queue merge_queue;
+BASE_MUST_USE status merge_queue_open(merge_queue **out);
+void merge_queue_close(merge_queue *q);
+BASE_MUST_USE status merge_queue_push(merge_queue *q, uint32_t rank, uint32_t offset);
+/* The lowest; false: empty. E_NOMEM in *st. */
+bool merge_queue_pop(merge_queue *q, uint32_t *rank, uint32_t *offset, status *st);
+/* Ready for another word. */
+void merge_queue_reset(merge_queue *q);
 #endif
