@@ -15,8 +15,7 @@ static const int64_t REST_STALL_NS = 1 * NS_PER_MS; /* work is there and none co
 static void take_requests(engine *e) {
     const int64_t now = e->now();
     bool flagged;
-    engine_request *r =
-        submit_take(&e->submit, e->sched.n_groups_waiting, e->sched.waiting_tokens, &flagged);
+    engine_request *r = submit_take(&e->submit, &flagged);
     while (r != NULL) {
         engine_request *next = r->priv.next; /* r may be gone as soon as it is the scheduler's */
         sched_add(&e->sched, r->priv.sequences);
@@ -29,10 +28,15 @@ static void take_requests(engine *e) {
     stats_alive(e, now, sched_has_work(&e->sched) || e->n_in_flight > 0);
 }
 
+static void publish_numbers(engine *e) {
+    submit_set_waiting(&e->submit, e->sched.n_groups_waiting, e->sched.waiting_tokens);
+    stats_publish(e);
+}
+
 /* Frees what has ended and tells the world. */
 static void publish(engine *e, const step_report *report) {
     for (seq_group *g; (g = sched_take_retired(&e->sched)) != NULL;) seq_group_close(g);
-    stats_publish(e);
+    publish_numbers(e);
     const bool tell = report->n_seqs > 0 || e->sched.n_events > 0;
     e->sched.n_events = 0;
     if (tell && e->options.on_step != NULL) e->options.on_step(e->options.on_step_ctx, report);
@@ -41,6 +45,7 @@ static void publish(engine *e, const step_report *report) {
 static status launch_step(engine *e, const plan *p) {
     e->launched_ns[e->n_launched++ % (unsigned)e->depth] = e->now();
     e->n_in_flight++;
+    publish_numbers(e); /* whoever was let in does not wait any more */
     return model_forward(e->backend, e->n_layers, &p->step);
 }
 
@@ -99,8 +104,7 @@ static status engine_step(engine *e) {
 
 /* Ends everything; results still in flight are nobody's. */
 static void end_everything(engine *e, engine_end end) {
-    for (engine_request *r = submit_take(&e->submit, 0, 0, &(bool){false}), *next; r != NULL;
-         r = next) {
+    for (engine_request *r = submit_take(&e->submit, &(bool){false}), *next; r != NULL; r = next) {
         next = r->priv.next;
         sched_add(&e->sched, r->priv.sequences);
     }

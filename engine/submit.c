@@ -88,19 +88,25 @@ void submit_close(submit_queue *q, status reason) {
     unlock(q);
 }
 
-engine_request *submit_take(submit_queue *q, int n_waiting, uint64_t waiting_tokens,
-                            bool *flagged) {
+engine_request *submit_take(submit_queue *q, bool *flagged) {
     lock(q);
     engine_request *head = q->head;
     *flagged = q->flagged;
-    q->n_waiting = n_waiting + q->n;
-    q->waiting_tokens = waiting_tokens + q->n_tokens;
+    q->n_waiting += q->n;
+    q->waiting_tokens += q->n_tokens;
     q->head = q->tail = NULL;
     q->n = 0;
     q->n_tokens = 0;
     q->flagged = false;
     unlock(q);
     return head;
+}
+
+void submit_set_waiting(submit_queue *q, int n_requests, uint64_t n_tokens) {
+    lock(q);
+    q->n_waiting = n_requests;
+    q->waiting_tokens = n_tokens;
+    unlock(q);
 }
 
 void submit_sleep(submit_queue *q, int64_t timeout_ns) {

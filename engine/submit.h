@@ -33,9 +33,11 @@ void submit_wake(submit_queue *q);
 /* Any thread. Nothing comes in any more; the first reason stays. */
 void submit_close(submit_queue *q, status reason);
 
-/* Engine: everything queued, oldest first, linked by priv.next. Tells what the scheduler still has
- * waiting (without these), and hears whether something was flagged. */
-engine_request *submit_take(submit_queue *q, int n_waiting, uint64_t waiting_tokens, bool *flagged);
+/* Engine: everything queued, oldest first, linked by priv.next; it counts as waiting until
+ * submit_set_waiting says otherwise. Hears whether something was flagged. */
+engine_request *submit_take(submit_queue *q, bool *flagged);
+/* Engine: what the scheduler has waiting. */
+void submit_set_waiting(submit_queue *q, int n_requests, uint64_t n_tokens);
 /* Engine: until there is something to take or timeout_ns have passed. */
 void submit_sleep(submit_queue *q, int64_t timeout_ns);
 /* Any thread: requests waiting in all, and their prompt tokens. */
