@@ -31,6 +31,7 @@ static bool obeyed_by_terminals(uint32_t cp) {
 }
 
 void output_write_terminal(FILE *f, const void *data, size_t bytes, bool terminal) {
+    if (bytes == 0) return; /* data may be NULL */
     if (!terminal) {
         (void)fwrite(data, 1, bytes, f);
         return;

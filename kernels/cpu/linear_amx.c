@@ -23,8 +23,8 @@ typedef struct tile_config {
 VEC_INLINE void configure(int n_inputs) {
     tile_config c = {.palette = 1};
     for (int i = 0; i < 8; i++) {
-        c.rows[i] = i < 6 ? 16 : (uint8_t)(n_inputs / 4);
-        c.row_bytes[i] = i < 4 || i > 5 ? 64 : (uint16_t)n_inputs;
+        c.rows[i] = (uint8_t)(i < 6 ? 16 : n_inputs / 4);
+        c.row_bytes[i] = (uint16_t)(i < 4 || i > 5 ? 64 : n_inputs);
     }
     _tile_loadconfig(&c);
 }

@@ -233,7 +233,7 @@ def test_exit_3_model_refused(tmp_path):
 def test_exit_4_device_or_memory():
     rest = ("--model", MODEL, "--admin", "off", "--listen", "127.0.0.1:0")
     check_refusal(run_inferd(*rest, "--backend", "cuda", env={"CUDA_VISIBLE_DEVICES": ""}), 4)
-    check_refusal(run_inferd(*rest, "--set", "engine.kv_memory_bytes=900000GiB"), 4)
+    check_refusal(run_inferd(*rest, "--set", "engine.kv_blocks=2000000"), 4)
 
 
 def test_exit_5_port_or_tls(tmp_path):
