@@ -205,19 +205,23 @@ static bool check_gone(sim *s) {
 /* The oldest running request whose reader reads gets on. */
 static bool check_progress(sim *s) {
     const sequence *oldest = NULL;
+    bool pinned = false; /* it has been promised its blocks: the oldest may have to wait for it */
     for (int i = 0; i < s->sched.n_running; i++) {
         const sequence *q = s->sched.running[i];
         if (q->n_pushed_out > s->n_pushed_out_max) s->n_pushed_out_max = q->n_pushed_out;
         s->n_pinned += q->pinned;
+        pinned = pinned || q->pinned;
         if (!seq_paused(q) && (oldest == NULL || q->age < oldest->age)) oldest = q;
     }
     if (oldest == NULL) return true;
     const int64_t mark = (int64_t)oldest->n_planned * 4096 + oldest->n_output;
     s->n_oldest_waited =
         oldest->age == s->oldest_age && mark == s->oldest_mark ? s->n_oldest_waited + 1 : 0;
+    if (pinned != s->had_pinned) s->n_oldest_waited = 0;
+    s->had_pinned = pinned;
     s->oldest_age = oldest->age;
     s->oldest_mark = mark;
-    if (s->n_oldest_waited > (s->sched.n_reserved > 0 ? 400 : 12))
+    if (s->n_oldest_waited > (pinned ? 400 : 12))
         return broken(s, "the oldest does not get on", s->n_oldest_waited);
     if (s->n_pushed_out_max > LIMIT_PREEMPTIONS_BEFORE_PIN)
         return broken(s, "pushed out too often", s->n_pushed_out_max);

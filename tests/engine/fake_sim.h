@@ -41,6 +41,7 @@ typedef struct sim {
     int64_t oldest_mark;
     int n_pushed_out_max;
     long n_pinned; /* steps with a pinned sequence */
+    bool had_pinned;
     long phases[3], ends[8];
     uint64_t hash;             /* of every event and every plan */
     char error[SIM_ERROR_MAX]; /* first broken invariant, or "" */
