@@ -66,9 +66,32 @@ static uint64_t *find_slot(const string_index *x, const string_list *l, const ch
     }
 }
 
+uint64_t string_index_hash(const string_index *x, const char *s, size_t len) {
+    return hash_bytes(x->seed, s, len);
+}
+
+void string_index_fetch(const string_index *x, const string_list *l, uint64_t hash, int stage) {
+    const uint64_t *slot = &x->slots[hash & x->mask];
+    if (stage == 0) {
+        __builtin_prefetch(slot);
+        return;
+    }
+    if (*slot == 0) return;
+    const uint32_t *start = &l->start[(uint32_t)*slot - 1];
+    if (stage == 1) {
+        __builtin_prefetch(start);
+    } else {
+        __builtin_prefetch(l->bytes + *start);
+    }
+}
+
+int32_t string_index_find_hashed(const string_index *x, const string_list *l, const char *s,
+                                 size_t len, uint64_t hash) {
+    return (int32_t)(uint32_t)*find_slot(x, l, s, len, hash) - 1;
+}
+
 int32_t string_index_find(const string_index *x, const string_list *l, const char *s, size_t len) {
-    const uint64_t *slot = find_slot(x, l, s, len, hash_bytes(x->seed, s, len));
-    return (int32_t)(uint32_t)*slot - 1;
+    return string_index_find_hashed(x, l, s, len, hash_bytes(x->seed, s, len));
 }
 
 int32_t string_index_add(string_index *x, const string_list *l, int32_t id) {
@@ -95,13 +118,21 @@ void merge_table_deinit(merge_table *m) {
     m->slots = NULL;
 }
 
+static size_t merge_home(const merge_table *m, uint32_t l, uint32_t r) {
+    const uint64_t h = mix(((uint64_t)l << 32 | r) ^ m->seed, UINT64_C(0x9E3779B97F4A7C15));
+    return (size_t)h & m->mask;
+}
+
 static merge_slot *merge_slot_of(const merge_table *m, int32_t left, int32_t right) {
     const uint32_t l = (uint32_t)left + 1, r = (uint32_t)right;
-    const uint64_t h = mix(((uint64_t)l << 32 | r) ^ m->seed, UINT64_C(0x9E3779B97F4A7C15));
-    for (size_t i = (size_t)h & m->mask;; i = (i + 1) & m->mask) {
+    for (size_t i = merge_home(m, l, r);; i = (i + 1) & m->mask) {
         merge_slot *slot = &m->slots[i];
         if (slot->left == 0 || (slot->left == l && slot->right == r)) return slot;
     }
+}
+
+void merge_table_fetch(const merge_table *m, int32_t left, int32_t right) {
+    __builtin_prefetch(&m->slots[merge_home(m, (uint32_t)left + 1, (uint32_t)right)], 1);
 }
 
 void merge_table_add(merge_table *m, int32_t left, int32_t right, uint32_t rank, int32_t id) {

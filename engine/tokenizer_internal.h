@@ -36,6 +36,12 @@ typedef struct string_index {
 } string_index;
 BASE_MUST_USE status string_index_init(string_index *x, size_t n);
 void string_index_deinit(string_index *x);
+/* For many look-ups in a row: the hash first, then three calls that fetch what a look-up will touch
+ * (slot, place, bytes), a batch at a time, so that the memory's latencies overlap. */
+uint64_t string_index_hash(const string_index *x, const char *s, size_t len);
+void string_index_fetch(const string_index *x, const string_list *l, uint64_t hash, int stage);
+int32_t string_index_find_hashed(const string_index *x, const string_list *l, const char *s,
+                                 size_t len, uint64_t hash);
 /* The id with these bytes, or -1. */
 int32_t string_index_find(const string_index *x, const string_list *l, const char *s, size_t len);
 /* Adds id; returns -1, or the id that already has the same bytes (then nothing is added). */
@@ -55,6 +61,7 @@ BASE_MUST_USE status merge_table_init(merge_table *m, size_t n);
 void merge_table_deinit(merge_table *m);
 /* The first rank of a pair wins. */
 void merge_table_add(merge_table *m, int32_t left, int32_t right, uint32_t rank, int32_t id);
+void merge_table_fetch(const merge_table *m, int32_t left, int32_t right);
 const merge_slot *merge_table_find(const merge_table *m, int32_t left, int32_t right);
 
 /* Special tokens in byte order of their spelling. */

@@ -228,30 +228,80 @@ static status bad_merge(uint64_t i, const char *why, error *err) {
     return error_set(err, E_FORMAT, "%s[%llu] %s", KEY("merges"), (unsigned long long)i, why);
 }
 
-static status add_merge(tokenizer *t, const string_index *x, uint64_t rank, gguf_str m,
-                        error *err) {
-    char joined[2 * TOKEN_BYTES_MAX];
+/* One line of the merges: left and right are its two words, joined is both together. */
+typedef struct merge_line {
+    gguf_str word[3]; /* left, right, joined */
+    uint64_t hash[3];
+    int32_t id[3];
+    char joined[256]; /* longer ones are taken one by one */
+} merge_line;
+
+enum { MERGE_BATCH = 32 };
+
+static status read_merge(const tokenizer *t, const string_index *x, uint64_t rank, gguf_str m,
+                         merge_line *out, error *err) {
     const char *space = m.len > 1 ? memchr(m.s + 1, ' ', m.len - 1) : NULL;
     if (!space || space + 1 == m.s + m.len) return bad_merge(rank, "is not \"LEFT RIGHT\"", err);
-    const size_t left_len = (size_t)(space - m.s), right_len = m.len - left_len - 1;
-    if (left_len > TOKEN_BYTES_MAX || right_len > TOKEN_BYTES_MAX) {
+    const size_t left = (size_t)(space - m.s), right = m.len - left - 1;
+    char huge[2 * TOKEN_BYTES_MAX];
+    if (left > TOKEN_BYTES_MAX || right > TOKEN_BYTES_MAX) {
         return bad_merge(rank, "is too long", err);
     }
-    memcpy(joined, m.s, left_len);
-    memcpy(joined + left_len, space + 1, right_len);
-    const int32_t left = string_index_find(x, &t->spelling, m.s, left_len);
-    const int32_t right = string_index_find(x, &t->spelling, space + 1, right_len);
-    const int32_t id = string_index_find(x, &t->spelling, joined, left_len + right_len);
-    if (left < 0 || right < 0 || id < 0) {
+    char *joined = left + right <= sizeof out->joined ? out->joined : huge;
+    memcpy(joined, m.s, left);
+    memcpy(joined + left, space + 1, right);
+    out->word[0] = (gguf_str){m.s, left};
+    out->word[1] = (gguf_str){space + 1, right};
+    out->word[2] = (gguf_str){out->joined, left + right};
+    for (int k = 0; k < 3; k++) {
+        const char *s = k == 2 ? joined : out->word[k].s;
+        out->hash[k] = string_index_hash(x, s, out->word[k].len);
+        string_index_fetch(x, &t->spelling, out->hash[k], 0);
+    }
+    out->id[2] = joined == huge ? string_index_find(x, &t->spelling, huge, left + right) : -1;
+    return OK;
+}
+
+static status add_merge(tokenizer *t, uint64_t rank, const merge_line *m, error *err) {
+    if (m->id[0] < 0 || m->id[1] < 0 || m->id[2] < 0) {
         return bad_merge(rank, "names a token that is not in the vocabulary", err);
     }
     /* Plain text must never merge into a control token. */
-    const uint8_t type = t->type[id];
+    const uint8_t type = t->type[m->id[2]];
     if (type != TOKEN_NORMAL && type != TOKEN_USER_DEFINED) {
         return bad_merge(rank, "makes a token that is not ordinary text", err);
     }
-    merge_table_add(&t->merges, left, right, (uint32_t)rank, id);
+    merge_table_add(&t->merges, m->id[0], m->id[1], (uint32_t)rank, m->id[2]);
     return OK;
+}
+
+/* n lines from `first` on. Each step waits for memory that the step before asked for. */
+static status load_merge_batch(tokenizer *t, const gguf_array *a, const string_index *x,
+                               uint64_t first, int n, error *err) {
+    merge_line line[MERGE_BATCH];
+    status s = OK;
+    for (int i = 0; i < n && s == OK; i++) {
+        gguf_str m;
+        if (!gguf_array_str(a, first + (uint64_t)i, &m)) return wrong_type(KEY("merges"), err);
+        s = read_merge(t, x, first + (uint64_t)i, m, &line[i], err);
+    }
+    if (s != OK) return s;
+    for (int stage = 1; stage <= 2; stage++) {
+        for (int i = 0; i < n; i++) {
+            for (int k = 0; k < 3; k++) string_index_fetch(x, &t->spelling, line[i].hash[k], stage);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        merge_line *m = &line[i];
+        for (int k = 0; k < 3; k++) {
+            if (k == 2 && m->word[2].len > sizeof m->joined) continue; /* done */
+            m->id[k] =
+                string_index_find_hashed(x, &t->spelling, m->word[k].s, m->word[k].len, m->hash[k]);
+        }
+        merge_table_fetch(&t->merges, m->id[0], m->id[1]);
+    }
+    for (int i = 0; i < n && s == OK; i++) s = add_merge(t, first + (uint64_t)i, &line[i], err);
+    return s;
 }
 
 static status load_merges(tokenizer *t, const gguf *g, const string_index *x, error *err) {
@@ -267,10 +317,9 @@ static status load_merges(tokenizer *t, const gguf *g, const string_index *x, er
     if (merge_table_init(&t->merges, (size_t)a.count) != OK) {
         return error_set(err, E_NOMEM, "tokenizer: %llu merges", (unsigned long long)a.count);
     }
-    for (uint64_t i = 0; s == OK && i < a.count; i++) {
-        gguf_str m;
-        if (!gguf_array_str(&a, i, &m)) return wrong_type(KEY("merges"), err);
-        s = add_merge(t, x, i, m, err);
+    for (uint64_t i = 0; s == OK && i < a.count; i += MERGE_BATCH) {
+        const uint64_t rest = a.count - i;
+        s = load_merge_batch(t, &a, x, i, rest < MERGE_BATCH ? (int)rest : MERGE_BATCH, err);
     }
     return s;
 }

@@ -1,0 +1,174 @@
+/* Method: with each golden vocabulary, texts of one repeated unit: twice the text takes at most 2.3
+ * times the time, 2 MiB take at most a second, a stack of 64 KiB is enough, memory stays in
+ * proportion, and decoding gives the text back. Time is CPU time, the best of a few runs. */
+#include <check.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine/tokenizer.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { MIB = 1 << 16, STACK_BYTES = 1 << 20, SLOWER = 4 };
+#else
+enum { MIB = 1 << 20, STACK_BYTES = 64 << 10, SLOWER = 1 };
+#endif
+
+static const char *const names[] = {"qwen2", "llama-bpe", "llama-spm", "phi-3", "gpt-2", "smollm2"};
+enum { N_NAMES = sizeof names / sizeof names[0] };
+
+static const char *const units[] = {"a",
+                                    " ",
+                                    "\n",
+                                    "\xCC\x81",
+                                    "e\xCC\xA3\xCC\x81",
+                                    "<",
+                                    "1",
+                                    "漢",
+                                    "😀",
+                                    "\xED\x95\x9C",
+                                    "hello",
+                                    "<|im_start",
+                                    "</s> ",
+                                    "The quick brown fox's 1,234. ",
+                                    "=-"};
+enum { N_UNITS = sizeof units / sizeof units[0] };
+
+static tokenizer *open_golden(const char *name) {
+    const char *dir = getenv("INFERD_GOLDENS");
+    char path[1024];
+    gguf *g;
+    tokenizer *t;
+    error err = {0};
+    snprintf(path, sizeof path, "%s/tokenizer/ggml-vocab-%s.gguf",
+             dir ? dir : TEST_ROOT "/../shared/goldens", name);
+    ck_assert_msg(gguf_open(path, &g, &err) == OK, "%s", err.text);
+    ck_assert_msg(tokenizer_open(g, &t, &err) == OK, "%s", err.text);
+    gguf_close(g);
+    return t;
+}
+
+/* About `bytes` of whole units; *len is the length. Owned by the caller. */
+static char *text_of(const char *unit, size_t bytes, size_t *len) {
+    const size_t n = strlen(unit);
+    char *s = malloc(bytes + n);
+    ck_assert(s != NULL);
+    for (*len = 0; *len < bytes; *len += n) memcpy(s + *len, unit, n);
+    return s;
+}
+
+static double encode_seconds(const tokenizer *t, const char *unit, size_t bytes, bool literal) {
+    size_t len;
+    char *s = text_of(unit, bytes, &len);
+    const text_part part = {s, len, literal};
+    token_list ids = {0};
+    struct timespec a, b;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &a);
+    const status st = tokenizer_encode(t, &part, 1, 0, &ids);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &b);
+    ck_assert_int_eq(st, OK);
+    ck_assert_uint_gt(ids.n, 0);
+    token_list_free(&ids);
+    free(s);
+    return (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
+}
+
+START_TEST(time_is_linear) {
+    tokenizer *t = open_golden(names[_i]);
+    double worst_ratio = 0.0, worst_time = 0.0;
+    const char *slowest = "";
+    for (int u = 0; u < N_UNITS; u++) {
+        double one = 1e9, two = 1e9;
+        for (int run = 0; run < 12 && (two > 2.3 * one || two > 1.0); run++) {
+            const double x = encode_seconds(t, units[u], MIB, u % 2);
+            const double y = encode_seconds(t, units[u], 2 * MIB, u % 2);
+            one = x < one ? x : one;
+            two = y < two ? y : two;
+        }
+        if (two / one > worst_ratio) worst_ratio = two / one;
+        if (two > worst_time) {
+            worst_time = two;
+            slowest = units[u];
+        }
+        ck_assert_msg(two <= 2.3 * one * SLOWER + 0.002, "unit %d '%s': %.0f ms, then %.0f ms", u,
+                      units[u], one * 1e3, two * 1e3);
+        ck_assert_msg(two <= 1.0 * SLOWER, "unit %d '%s': %.0f ms", u, units[u], two * 1e3);
+    }
+    printf("%s: worst ratio %.2f, slowest 2 MiB %.0f ms (of '%s')\n", names[_i], worst_ratio,
+           worst_time * 1e3, slowest);
+    tokenizer_close(t);
+}
+END_TEST
+
+static void *encode_all_units(void *arg) {
+    const tokenizer *t = arg;
+    for (int u = 0; u < N_UNITS; u++) encode_seconds(t, units[u], MIB / 2, u % 2);
+    return NULL;
+}
+
+START_TEST(a_small_stack_is_enough) {
+    tokenizer *t = open_golden(names[_i]);
+    pthread_attr_t attr;
+    pthread_t thread;
+    ck_assert_int_eq(pthread_attr_init(&attr), 0);
+    ck_assert_int_eq(pthread_attr_setstacksize(&attr, STACK_BYTES), 0);
+    ck_assert_int_eq(pthread_create(&thread, &attr, encode_all_units, t), 0);
+    ck_assert_int_eq(pthread_join(thread, NULL), 0);
+    pthread_attr_destroy(&attr);
+    tokenizer_close(t);
+}
+END_TEST
+
+/* Texts that are their own NFC and have no byte that SmolLM2 lacks come back as they were. */
+START_TEST(decoding_gives_the_text_back) {
+    static const char *const texts[] = {"Hello, world!",
+                                        " leading",
+                                        "trailing ",
+                                        "  two",
+                                        "a\n\nb\r\n\tc",
+                                        "naïve café",
+                                        "漢字かな 한국어",
+                                        "👩🏽‍🚀🏳️‍🌈 x",
+                                        "<|im_start|> as text </s> <s>",
+                                        "1234567890 3.14",
+                                        "\u00a0\u3000",
+                                        "x=y;{}[]",
+                                        "''s 'RE"};
+    tokenizer *t = open_golden(names[_i]);
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        const text_part part = {texts[i], strlen(texts[i]), true};
+        token_list ids = {0};
+        detokenizer d;
+        text_buffer out = {0};
+        ck_assert_int_eq(tokenizer_encode(t, &part, 1, TOKENIZE_ADD_SPECIAL, &ids), OK);
+        detokenizer_init(&d, t, false, tokenizer_strips_leading_space(t));
+        for (size_t k = 0; k < ids.n; k++) {
+            ck_assert_int_eq(detokenizer_push(&d, ids.id[k], &out), OK);
+        }
+        ck_assert_int_eq(detokenizer_finish(&d, &out), OK);
+        if (strcmp(names[_i], "phi-3") != 0 || !strstr(texts[i], "</s>")) {
+            ck_assert_str_eq(out.s, texts[i]); /* Phi-3's </s> is a token and eats a space */
+        }
+        text_buffer_free(&out);
+        token_list_free(&ids);
+    }
+    tokenizer_close(t);
+}
+END_TEST
+
+int main(void) {
+    Suite *s = suite_create("tokenizer_limits");
+    TCase *tc = tcase_create("limits");
+    tcase_set_timeout(tc, 280);
+    tcase_add_loop_test(tc, time_is_linear, 0, N_NAMES);
+    tcase_add_loop_test(tc, a_small_stack_is_enough, 0, N_NAMES);
+    tcase_add_loop_test(tc, decoding_gives_the_text_back, 0, N_NAMES);
+    suite_add_tcase(s, tc);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    const int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
