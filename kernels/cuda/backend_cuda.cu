@@ -110,21 +110,6 @@ status check_step(const cuda_backend *b, const step *s) {
     return ok ? OK : E_INVAL;
 }
 
-status queue_rows(cuda_backend *b, const step *s) {
-    step_rows_args r = {};
-    r.seq_start = b->dev.seq_start;
-    r.kv_len = b->dev.kv_len;
-    r.n_seqs = s->n_seqs;
-    r.n_tokens = s->n_tokens;
-    r.freq = b->rope_freq;
-    r.n_rot = b->shape.n_rot;
-    r.mscale = b->shape.rope_mscale;
-    r.row_seq = b->dev.row_seq;
-    r.row_pos = b->dev.row_pos;
-    r.rope = b->dev.rope;
-    return cuda_step_rows(&r, b->stream);
-}
-
 status begin_step(backend *base, const step *s) {
     cuda_backend *b = cuda_of(base);
     if (b->fault) return E_DEVICE;
@@ -143,14 +128,15 @@ status begin_step(backend *base, const step *s) {
         st = sampler_plan_make(&b->sampler_state, s, b->now->host.sampler_plan, &b->sample_plan);
     }
     if (st != OK) return st;
-    fetch_args f;
-    fill_slot(b, s, &f);
-    st = cuda_step_fetch(&f, b->stream);
+    fill_slot(b, s, &b->fetch);
+    b->published = false;
+    b->fetch_pending = bucket > 0 && s->n_copies == 0;
+    if (!b->fetch_pending) st = cuda_step_fetch(&b->fetch, b->stream);
     if (st == OK && s->n_copies > 0) {
         st = cuda_copy_blocks(b->kv, b->shape.n_layers, b->kv_blocks + 1, b->attn.kv.block_bytes,
                               b->dev.copies, s->n_copies, b->stream);
     }
-    if (st == OK && bucket == 0) st = queue_rows(b, s);
+    if (st == OK && bucket == 0) st = cuda_op_rows(b, s->n_seqs, s->n_tokens);
     if (st == OK) b->step = s;
     return cuda_keep(b, st);
 }
@@ -175,12 +161,10 @@ status sample_step(backend *base) {
 bool replay(backend *base) {
     cuda_backend *b = cuda_of(base);
     if (!b->head_is_rows || b->fault) return false;
-    for (int i = 0; i < b->n_graphs; i++) {
-        if (b->graph[i].bucket != b->n_rows) continue;
-        if (cudaGraphLaunch(b->graph[i].exec, b->stream) != cudaSuccess) b->fault = true;
-        return sample_step(base) == OK || b->fault; /* a fault surfaces in end_step */
-    }
-    return false;
+    status s = cuda_graph_launch(b);
+    if (s == OK && !b->published) s = sample_step(base);
+    if (s != OK) b->fault = true; /* surfaces in end_step */
+    return true;
 }
 
 status end_step(backend *base) {
@@ -196,7 +180,7 @@ status end_step(backend *base) {
     if (n > 0 && t->detail) {
         e = cudaMemcpyAsync(t->details, b->sampled_dev, n * sizeof(sampled), cudaMemcpyDeviceToHost,
                             b->stream);
-    } else if (n > 0) {
+    } else if (n > 0 && !b->published) {
         e = cudaMemcpyAsync(t->ids, b->previous, n * sizeof(int32_t), cudaMemcpyDeviceToHost,
                             b->stream);
     }
@@ -241,7 +225,15 @@ status read_logits(backend *base, float *out, size_t out_floats) {
 }
 
 status embed(backend *base) {
-    return cuda_keep(cuda_of(base), cuda_op_embed(cuda_of(base)));
+    cuda_backend *b = cuda_of(base);
+    if (b->fault) return E_DEVICE;
+    status s = OK;
+    if (b->head_is_rows) { /* a graph would fit, but the caller goes op by op */
+        if (b->fetch_pending) s = cuda_step_fetch(&b->fetch, b->stream);
+        b->fetch_pending = false;
+        if (s == OK) s = cuda_op_rows(b, b->n_rows, b->n_rows);
+    }
+    return cuda_keep(b, s == OK ? cuda_op_embed(b) : s);
 }
 status qkv(backend *base, int i) {
     return cuda_keep(cuda_of(base), cuda_op_qkv(cuda_of(base), i));
@@ -323,7 +315,7 @@ status open_device(cuda_backend *b, error *err) {
     }
     char why[80] = "";
     b->lt = lt_open(why, sizeof why);
-    snprintf(b->name, sizeof b->name, "%s, sm_%d, CUDA %d.%d, driver for CUDA %d.%d%s%s%s", p.name,
+    snprintf(b->name, sizeof b->name, "%.100s, sm_%d, CUDA %d.%d, driver for CUDA %d.%d%s%s%s", p.name,
              b->sm, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, driver / 1000,
              driver % 1000 / 10, b->lt != nullptr ? "" : ", no cuBLASLt (", why,
              b->lt != nullptr ? "" : "): slow prefill");

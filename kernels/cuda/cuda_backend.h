@@ -67,9 +67,18 @@ typedef struct step_slot {
     bool detail;
 } step_slot;
 
-typedef struct cuda_graph {
-    int bucket; /* rows */
+/* One captured step of `bucket` rows. Its first node pulls the step's arrays from the slot, its
+ * last puts the ids into it: their arguments are set before each launch. */
+typedef struct captured_step {
+    cudaGraph_t graph;
     cudaGraphExec_t exec;
+    cudaGraphNode_t fetch, publish; /* publish: greedy graphs */
+    cudaKernelNodeParams fetch_params, publish_params;
+} captured_step;
+
+typedef struct cuda_graph {
+    int bucket;                   /* rows */
+    captured_step greedy, logits; /* to the ids of greedy sampling; to the logits */
     attention_plan plan;
 } cuda_graph;
 
@@ -133,6 +142,9 @@ typedef struct cuda_backend {
     sampler_plan sample_plan;
     int n_rows, n_head_rows; /* padded when a graph runs */
     bool head_is_rows;       /* sample i is row i: no gather */
+    fetch_args fetch;
+    bool fetch_pending; /* a graph is to pull the step's arrays */
+    bool published;     /* the graph has sampled and put the ids into the slot */
     bool pdl;
     int first, n_in_flight; /* slots of the steps between end_step and wait_step */
     int last_samples;
@@ -165,10 +177,14 @@ status cuda_op_gate_up(cuda_backend *b, int layer);
 status cuda_op_down(cuda_backend *b, int layer);
 status cuda_op_head(cuda_backend *b);
 
-/* Captures the decode graphs (start-up). Replays the one that fits the step: false when none does.
- */
+/* Captures the decode graphs (start-up). */
 status cuda_graphs_capture(cuda_backend *b, error *err);
 int cuda_graph_bucket(const cuda_backend *b, const step *s); /* 0: none */
+/* Launches the graph of b->n_rows rows; sampling is in it (b->published) when the step is greedy.
+ */
+status cuda_graph_launch(cuda_backend *b);
+/* Fills row_seq, row_pos and rope for n_seqs sequences, n_tokens rows. */
+status cuda_op_rows(cuda_backend *b, int n_seqs, int n_tokens);
 void cuda_graphs_destroy(cuda_backend *b);
 
 /* cuBLASLt, found at run time. NULL when it is missing; why gets a short reason. */

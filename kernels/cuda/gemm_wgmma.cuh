@@ -181,104 +181,121 @@ __device__ __forceinline__ void write_sums(const wgmma_args &p, const wgmma_shar
     consumers_meet(); /* s.sums may be written again */
 }
 
-template <class B, int F, int NB, int MB, int SU, int WS, int XS>
-__device__ __forceinline__ void consume(const wgmma_args &p, const wgmma_shared<B> &s, int warp,
-                                        int lane) {
-    const int wg = warp >> 2, wq = warp & 3, g = lane >> 2, t = lane & 3;
+/* A consumer warp. A struct, so that the pieces can be read one by one; it lives in registers. */
+template <class B, int F, int NB, int MB, int SU, int WS, int XS> struct wgmma_consumer {
+    const wgmma_args &p;
+    const wgmma_shared<B> &s;
+    const int wg, wq, lane;
     int stage = 0, slot = 0, last_slot = 0;
     uint32_t phase = 0, x_phase = 0;
-    for (int u = s.u0; u < s.u1;) {
-        const int rb = u / s.n_stages, k0 = u % s.n_stages;
-        const int n = min(s.n_stages - k0, s.u1 - u);
-        u += n;
-        float acc[MB][NB / 2];
+    float acc[MB][NB / 2];
+
+    __device__ __forceinline__ wgmma_consumer(const wgmma_args &args, const wgmma_shared<B> &shared,
+                                              int warp, int lane_)
+        : p(args), s(shared), wg(warp >> 2), wq(warp & 3), lane(lane_) {}
+
+    /* This warp's 16-row tile of m64 block m. */
+    __device__ __forceinline__ int tile_of(int m) const { return (wg * MB + m) * 4 + wq; }
+
+    /* Its chunk of stage k in the ring: at the place in the 128-byte line that it came from. */
+    __device__ __forceinline__ const uint8_t *weights(int rb, int k, int m) const {
+        const int i = tile_of(m), tile = min(rb * B::TILES + i, p.m.n_tiles - 1);
+        const uint8_t *from =
+            p.m.chunks + ((size_t)tile * (size_t)s.n_stages + (size_t)k) * B::STAGE;
+        const uint32_t off = B::PITCH > B::STAGE ? (uint32_t)(uintptr_t)from & 127 : 0;
+        return s.w_ptr + (stage * B::TILES + i) * B::PITCH + off;
+    }
+
+    /* acc += stage k of row block rb. first: no products of this row block are in flight. */
+    __device__ __forceinline__ void multiply(int rb, int k, bool first) {
+        ptx::mbar_wait(s.w_full + stage * 8, phase);
+        wf_frag<F> f[MB];
+        uint32_t a[2][MB][16];
+        const uint8_t *c[MB];
 #pragma unroll
-        for (int m = 0; m < MB; m++) {
+        for (int m = 0; m < MB; m++) c[m] = weights(rb, k, m);
 #pragma unroll
-            for (int i = 0; i < NB / 2; i++) acc[m][i] = 0;
-        }
-        for (int k = 0; k < n; k++) {
-            ptx::mbar_wait(s.w_full + stage * 8, phase);
-            wf_frag<F> f[MB];
-            uint32_t a[2][MB][16];
-            const uint8_t *c[MB];
+        for (int v = 0; v < SU; v++) { /* expand 64 inputs while the products of the last run */
+            if (v % wf_traits<F>::UNITS == 0) {
 #pragma unroll
-            for (int m = 0; m < MB; m++) {
-                const int i = (wg * MB + m) * 4 + wq;
-                const int tile = min(rb * B::TILES + i, p.m.n_tiles - 1);
-                const uint8_t *from =
-                    p.m.chunks + ((size_t)tile * (size_t)s.n_stages + (size_t)(k0 + k)) * B::STAGE;
-                const uint32_t off = B::PITCH > B::STAGE ? (uint32_t)(uintptr_t)from & 127 : 0;
-                c[m] = s.w_ptr + (stage * B::TILES + i) * B::PITCH + off;
-            }
-#pragma unroll
-            for (int v = 0; v < SU; v++) { /* expand 64 inputs while the products of the last run */
-                if (v % wf_traits<F>::UNITS == 0) {
-#pragma unroll
-                    for (int m = 0; m < MB; m++) {
-                        f[m].load(c[m] + v / wf_traits<F>::UNITS * wf_traits<F>::BYTES, lane);
-                    }
-                }
-#pragma unroll
-                for (int m = 0; m < MB; m++) f[m].expand(v % wf_traits<F>::UNITS, a[v & 1][m]);
-                ptx::mbar_wait(s.x_full + slot * 8, x_phase);
-                /* K-major, 128-byte swizzle, 1,024 bytes between groups of 8 columns */
-                const uint64_t desc = (uint64_t)(((s.x + slot * B::X_BYTES) & 0x3ffff) >> 4) |
-                                      (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
-                wgmma_fence();
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-#pragma unroll
-                    for (int m = 0; m < MB; m++)
-                        wgmma<NB>(acc[m], a[v & 1][m] + 4 * i, desc + 2 * i);
-                }
-                wgmma_commit();
-                wgmma_wait<1>();
-                if ((v > 0 || k > 0) && lane == 0) ptx::mbar_arrive(s.x_empty + last_slot * 8);
-                last_slot = slot;
-                if (++slot == XS) {
-                    slot = 0;
-                    x_phase ^= 1;
+                for (int m = 0; m < MB; m++) {
+                    f[m].load(c[m] + v / wf_traits<F>::UNITS * wf_traits<F>::BYTES, lane);
                 }
             }
-            __syncwarp(); /* every lane's loads of this stage have been consumed */
-            if (lane == 0) ptx::mbar_arrive(s.w_empty + stage * 8);
-            if (++stage == WS) {
-                stage = 0;
-                phase ^= 1;
+#pragma unroll
+            for (int m = 0; m < MB; m++) f[m].expand(v % wf_traits<F>::UNITS, a[v & 1][m]);
+            ptx::mbar_wait(s.x_full + slot * 8, x_phase);
+            /* K-major, 128-byte swizzle, 1,024 bytes between groups of 8 columns */
+            const uint64_t desc = (uint64_t)(((s.x + slot * B::X_BYTES) & 0x3ffff) >> 4) |
+                                  (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+#pragma unroll
+                for (int m = 0; m < MB; m++) wgmma<NB>(acc[m], a[v & 1][m] + 4 * i, desc + 2 * i);
+            }
+            wgmma_commit();
+            wgmma_wait<1>();
+            if ((v > 0 || !first) && lane == 0) ptx::mbar_arrive(s.x_empty + last_slot * 8);
+            last_slot = slot;
+            if (++slot == XS) {
+                slot = 0;
+                x_phase ^= 1;
             }
         }
-        wgmma_wait<0>();
-        if (lane == 0) ptx::mbar_arrive(s.x_empty + last_slot * 8);
-        const bool direct = n == s.n_stages && p.output == LINEAR_STORE;
+        __syncwarp(); /* every lane's loads of this stage have been consumed */
+        if (lane == 0) ptx::mbar_arrive(s.w_empty + stage * 8);
+        if (++stage == WS) {
+            stage = 0;
+            phase ^= 1;
+        }
+    }
+
+    /* The accumulators, scaled: straight to y, or to shared memory for write_sums. */
+    __device__ __forceinline__ void emit(int rb, bool first_stage, bool direct) {
+        const int g = lane >> 2, t = lane & 3;
 #pragma unroll
         for (int m = 0; m < MB; m++) {
-            const int rl = ((wg * MB + m) * 4 + wq) * 16 + g, r = rb * B::ROWS + rl;
+            const int rl = tile_of(m) * 16 + g;
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const int row = r + 8 * h;
-                const bool live = row < p.m.n_tiles * TILE_ROWS;
-                const float scale = live ? p.m.row_scale[row] : 0.0f;
-                const float bias =
-                    p.bias != nullptr && k0 == 0 && row < p.m.n_out ? p.bias[row] : 0.0f;
+                const int row = rb * B::ROWS + rl + 8 * h;
+                const float scale = row < p.m.n_tiles * TILE_ROWS ? p.m.row_scale[row] : 0.0f;
+                const bool biased = p.bias != nullptr && first_stage && row < p.m.n_out;
+                const float bias = biased ? p.bias[row] : 0.0f;
 #pragma unroll
-                for (int j = 0; j < NB / 8; j++) {
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        const int column = j * 8 + 2 * t + i;
-                        const float v = acc[m][4 * j + 2 * h + i] * scale + bias;
-                        if (!direct) {
-                            s.sums[column * B::SUM_PITCH + rl + 8 * h] = v;
-                        } else if (column < p.n_rows && row < p.m.n_out) {
-                            p.y[(size_t)column * (size_t)p.ldy + row] = v;
-                        }
+                for (int j = 0; j < NB / 4; j++) {
+                    const int column = j / 2 * 8 + 2 * t + (j & 1);
+                    const float v = acc[m][4 * (j / 2) + 2 * h + (j & 1)] * scale + bias;
+                    if (!direct) {
+                        s.sums[column * B::SUM_PITCH + rl + 8 * h] = v;
+                    } else if (column < p.n_rows && row < p.m.n_out) {
+                        p.y[(size_t)column * (size_t)p.ldy + row] = v;
                     }
                 }
             }
         }
-        if (!direct) write_sums<B>(p, s, rb);
     }
-}
+
+    __device__ __forceinline__ void run() {
+        for (int u = s.u0; u < s.u1;) {
+            const int rb = u / s.n_stages, k0 = u % s.n_stages;
+            const int n = min(s.n_stages - k0, s.u1 - u);
+            u += n;
+#pragma unroll
+            for (int m = 0; m < MB; m++) {
+#pragma unroll
+                for (int i = 0; i < NB / 2; i++) acc[m][i] = 0;
+            }
+            for (int k = 0; k < n; k++) multiply(rb, k0 + k, k == 0);
+            wgmma_wait<0>();
+            if (lane == 0) ptx::mbar_arrive(s.x_empty + last_slot * 8);
+            const bool direct = n == s.n_stages && p.output == LINEAR_STORE;
+            emit(rb, k0 == 0, direct);
+            if (!direct) write_sums<B>(p, s, rb);
+        }
+    }
+};
 #endif
 
 template <int F, int NB, int MB, int SU, int WS, int XS>
@@ -325,7 +342,7 @@ __global__ __launch_bounds__(320, 1) void wgmma_kernel(const __grid_constant__ w
         copy_activations<B, SU, XS>(p, s);
     } else {
         ptx::pdl_wait(); /* y and half_out belong to the kernels before until here */
-        consume<B, F, NB, MB, SU, WS, XS>(p, s, warp, lane);
+        wgmma_consumer<B, F, NB, MB, SU, WS, XS>(p, s, warp, lane).run();
     }
 #endif
 }

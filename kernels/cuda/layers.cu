@@ -9,10 +9,14 @@
 
 namespace {
 
-enum { LT_ROWS = 128 };
+enum {
+    LT_ROWS = 128,     /* more rows than this go through cuBLASLt */
+    LT_ROWS_HALVES = 8 /* and of matrices that are halves as they are, more than this */
+};
 
 bool use_lt(const cuda_backend *b, const cuda_matrix *m, int n_rows) {
-    return b->lt != nullptr && !b->options.deterministic && n_rows > LT_ROWS && m->n_in % 8 == 0;
+    const int least = m->format == WF_F16 ? LT_ROWS_HALVES : LT_ROWS;
+    return b->lt != nullptr && !b->options.deterministic && n_rows > least && m->n_in % 8 == 0;
 }
 
 /* y (+)= W x through cuBLASLt; without a resident copy a slice of W at a time goes through w16. */
@@ -241,7 +245,16 @@ status wgmma_qkv(cuda_backend *b, int layer) {
     return s == OK ? rope_append(b, layer) : s;
 }
 
+/* Decode rows of a tensor-core layout leave attention in the wgmma kernels' order. */
+bool attention_orders(const cuda_backend *b) {
+    return wgmma(b) && b->attn.kv.tensor_core && b->plan.tile_grid == 0;
+}
+
 status wgmma_attn_output(cuda_backend *b, const cuda_layer *y) {
+    if (attention_orders(b)) {
+        return wgmma_linear(b, &y->o, LINEAR_ADD, b->xn_att, b->n_rows, b->x, b->shape.n_embd,
+                            y->o_bias, nullptr);
+    }
     reorder_args r = {};
     r.x = b->att;
     r.y = b->xn_att;
@@ -269,6 +282,21 @@ status fused_residual(cuda_backend *b, const cuda_matrix *m, const uint16_t *in,
 }
 
 } // namespace
+
+status cuda_op_rows(cuda_backend *b, int n_seqs, int n_tokens) {
+    step_rows_args r = {};
+    r.seq_start = b->dev.seq_start;
+    r.kv_len = b->dev.kv_len;
+    r.n_seqs = n_seqs;
+    r.n_tokens = n_tokens;
+    r.freq = b->rope_freq;
+    r.n_rot = b->shape.n_rot;
+    r.mscale = b->shape.rope_mscale;
+    r.row_seq = b->dev.row_seq;
+    r.row_pos = b->dev.row_pos;
+    r.rope = b->dev.rope;
+    return cuda_step_rows(&r, b->stream);
+}
 
 status cuda_op_embed(cuda_backend *b) {
     embed_args a = {};
@@ -306,6 +334,10 @@ status cuda_op_attention(cuda_backend *b, int layer) {
     a.kv_layer = kv_layer(b, layer);
     a.out = b->att;
     a.out_type = DTYPE_F16;
+    if (attention_orders(b)) {
+        a.out = b->xn_att;
+        a.out_columns = wgmma_columns(b->n_rows);
+    }
     a.step = &b->step_dev;
     a.n_tokens = b->n_rows;
     a.plan = b->dev.attention_plan;

@@ -75,6 +75,9 @@ typedef struct fetch_args {
 } fetch_args;
 status cuda_step_fetch(const fetch_args *a, cudaStream_t stream);
 
+/* The way back: n ids from the device into pinned host memory. */
+status cuda_step_publish(const int32_t *ids, int32_t *host, int n, bool pdl, cudaStream_t stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -94,8 +94,7 @@ int layer_matrices(cuda_layer *y, cuda_matrix **out) {
 
 /* Halves that the largest matrix needs, and all layers together. */
 void plain_sizes(cuda_backend *b, size_t *largest, size_t *total) {
-    *largest = plain_halves(&b->head);
-    *total = 0;
+    *largest = *total = plain_halves(&b->head);
     for (int i = 0; i < b->shape.n_layers; i++) {
         cuda_matrix *m[7];
         const int n = layer_matrices(&b->layers[i], m);
@@ -107,20 +106,23 @@ void plain_sizes(cuda_backend *b, size_t *largest, size_t *total) {
     }
 }
 
-/* A half copy of every layer matrix for cuBLASLt, when it takes less than a third of what is free.
+status make_plain_copy(cuda_backend *b, cuda_matrix *m) {
+    const status s = cuda_take(b, plain_halves(m) * 2, (void **)&m->plain);
+    return s == OK ? cuda_expand(m, m->plain, b->stream) : s;
+}
+
+/* A half copy of every matrix for cuBLASLt, when it takes less than a third of what is free.
  */
 status make_plain(cuda_backend *b, size_t total, size_t free_bytes, size_t *bytes) {
     *bytes = 0;
     if (b->lt == nullptr || b->options.deterministic || total * 2 > free_bytes / 3) return OK;
+    status s = make_plain_copy(b, &b->head);
     for (int i = 0; i < b->shape.n_layers; i++) {
         cuda_matrix *m[7];
         const int n = layer_matrices(&b->layers[i], m);
-        for (int j = 0; j < n; j++) {
-            status s = cuda_take(b, plain_halves(m[j]) * 2, (void **)&m[j]->plain);
-            if (s == OK) s = cuda_expand(m[j], m[j]->plain, b->stream);
-            if (s != OK) return s;
-        }
+        for (int j = 0; j < n && s == OK; j++) s = make_plain_copy(b, m[j]);
     }
+    if (s != OK) return s;
     *bytes = total * 2;
     return OK;
 }

@@ -1,7 +1,7 @@
-/* The step's upload: copies pieces of pinned host memory to their places on the device.
- *   grid 16 blocks x 256 threads; each piece is cut into 16-byte words dealt out over the grid
- *   bytes: 2-100 KB over PCIe in one launch (about 3 us); a cudaMemcpyAsync a piece would be 1.5 us
- *   each in the stream. */
+/* The step's upload and the ids' way back: copies pieces of pinned host memory to their places on
+ * the device. grid 16 blocks x 256 threads; each piece is cut into 16-byte words dealt out over the
+ * grid bytes: 2-100 KB over PCIe in one launch (about 3 us); a cudaMemcpyAsync a piece would be 1.5
+ * us each in the stream. */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/ops.h"
 
@@ -19,10 +19,25 @@ __global__ __launch_bounds__(FETCH_THREADS) void step_fetch_kernel(const fetch_a
     }
 }
 
+/* One block; the host sees the ids when the event behind it has come. */
+__global__ __launch_bounds__(FETCH_THREADS) void step_publish_kernel(const int32_t *ids,
+                                                                     int32_t *host, int n) {
+    ptx::pdl_wait();
+    for (int i = (int)threadIdx.x; i < n; i += FETCH_THREADS) host[i] = ids[i];
+    __threadfence_system();
+}
+
 } // namespace
 
 extern "C" status cuda_step_fetch(const fetch_args *a, cudaStream_t stream) {
     if (a->n_pieces < 0 || a->n_pieces > FETCH_PIECES_MAX) return E_INVAL;
     step_fetch_kernel<<<FETCH_BLOCKS, FETCH_THREADS, 0, stream>>>(*a);
     return cuda_status(cudaGetLastError());
+}
+
+extern "C" status cuda_step_publish(const int32_t *ids, int32_t *host, int n, bool pdl,
+                                    cudaStream_t stream) {
+    if (n < 0) return E_INVAL;
+    return cuda_launch(step_publish_kernel, dim3(1), dim3(FETCH_THREADS), 0, stream, pdl, ids, host,
+                       n);
 }

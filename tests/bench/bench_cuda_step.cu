@@ -58,7 +58,7 @@ static void fill_pool(dtype t, uint8_t *p, size_t bytes) {
         const float w = ((float)(next_random() & 0xffff) / 32768.0f - 1.0f) * 0.04f;
         switch (t) {
         case DTYPE_F16:
-            put(b, w == 0 ? 0.01f : w);
+            put(b, 0.002f + 0.03f * f);
             b[1] = (uint8_t)(b[1] | (w < 0 ? 0x80 : 0));
             break;
         case DTYPE_Q4_K:

@@ -40,7 +40,9 @@ static std::vector<uint8_t> random_blocks(rng *r, dtype t, int n_out, int n_in) 
     const size_t size = (size_t)info->block_bytes;
     for (size_t i = 0; i + size <= v.size(); i += size) {
         uint8_t *b = &v[i];
-        const float d = (0.25f + r->uniform()) / 64.0f, w = r->normal();
+        /* types with sub-block scales multiply by up to 127 more */
+        const float d = (0.25f + r->uniform()) / (size > 100 ? 4096.0f : 256.0f);
+        const float w = r->normal() / 16.0f;
         switch (t) {
         case DTYPE_F32:
             memcpy(b, &w, 4);
@@ -109,6 +111,7 @@ struct device_matrix {
         m.chunks = chunks.p;
         m.row_scale = scales.p;
         chunks.fill(0xff);
+        CUDA_OK(cudaDeviceSynchronize()); /* fill is on another stream */
         int tile = 0;
         for (size_t i = 0; i < v.size(); i++) {
             device_array<uint8_t> raw(v[i]->blocks);
@@ -277,6 +280,7 @@ static void check_gemv(rng *r, dtype type, int n_out, int n_in, int n_rows) {
     if (n_out % TILE_ROWS == 0 && gemv_fits(&glu.m, GEMV_GLU, n_rows, n_sms)) {
         a.m = glu.m;
         dh.fill(0xff);
+        CUDA_OK(cudaDeviceSynchronize());
         if (cuda_gemv(&a, GEMV_GLU, n_sms, stream) != OK) printf("gemv refused\n"), exit(2);
         CUDA_OK(cudaStreamSynchronize(stream));
         want = product(t, xn, n_rows);
@@ -288,10 +292,7 @@ static void check_gemv(rng *r, dtype type, int n_out, int n_in, int n_rows) {
 
 /* Place of input k of column n in activation order. */
 static size_t ordered(int columns, int n, int k) {
-    const int c = (k >> 1) & 7, piece = (c & 6) | ((k >> 1) & 1), j = (k >> 4) & 3;
-    const int p = ((k >> 2) & 3) * 2 + ((k >> 1) & 1);
-    (void)c;
-    (void)piece;
+    const int p = ((k >> 2) & 3) * 2 + ((k >> 1) & 1), j = (k >> 4) & 3;
     return ((size_t)(k >> 6) * (size_t)columns + (size_t)n) * 64 + (size_t)((p ^ (n & 7)) * 8) +
            (size_t)(2 * j + (k & 1));
 }
@@ -311,6 +312,7 @@ static void check_wgmma(rng *r, dtype type, int n_out, int n_in, int n_rows) {
     device_array<uint16_t> again((size_t)columns * (size_t)n_in);
     reorder_args ro = {plain.p, again.p, n_rows, n_in, columns, false};
     again.fill(0);
+    CUDA_OK(cudaDeviceSynchronize());
     if (cuda_reorder(&ro, stream) != OK) printf("reorder refused\n"), exit(2);
     CUDA_OK(cudaStreamSynchronize(stream));
     const std::vector<uint16_t> back = again.get();
@@ -339,6 +341,7 @@ static void check_wgmma(rng *r, dtype type, int n_out, int n_in, int n_rows) {
     report("wgmma add", name, n_out, n_in, n_rows, dy.get(), want);
     a.output = LINEAR_STORE;
     dy.fill(wgmma_splits(&dm.m, LINEAR_STORE, n_rows, n_sms) ? 0 : 0xff);
+    CUDA_OK(cudaDeviceSynchronize());
     if (cuda_linear_wgmma(&a, n_sms, stream) != OK) printf("wgmma refused\n"), exit(2);
     CUDA_OK(cudaStreamSynchronize(stream));
     report("wgmma", name, n_out, n_in, n_rows, dy.get(), y);
