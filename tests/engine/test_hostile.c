@@ -4,10 +4,10 @@
 #include <sys/resource.h>
 #include <time.h>
 
-#include "engine/model.h"
 #include "engine/tokenizer.h"
 #include "engine/weights.h"
 #include "gguf_builder.h"
+#include "two_tokens.h"
 
 enum { BACKEND_RUNS_MAX = 200 };
 
@@ -389,57 +389,6 @@ END_TEST
 
 /* ---- from bytes to two tokens ---- */
 
-static void fill_step(step *s, int32_t *ints, const int32_t *ids, int n, int kv_len,
-                      sample_row *row) {
-    *s = (step){.n_tokens = n, .n_seqs = 1, .n_decode = n == 1, .n_samples = 1, .n_blocks = 1};
-    s->token = ints;
-    memcpy(s->token, ids, (size_t)n * sizeof *ids);
-    s->seq_start = ints + 8;
-    s->seq_start[0] = 0;
-    s->seq_start[1] = n;
-    s->kv_len = ints + 16;
-    s->kv_len[0] = kv_len;
-    s->block_start = ints + 24;
-    s->block_start[0] = 0;
-    s->block_start[1] = 1;
-    s->block = ints + 32;
-    s->block[0] = 0;
-    *row = (sample_row){.row = n - 1, .target = -1};
-    s->sample = row;
-}
-
-/* Prefill of three tokens, then one decoded: two results. Rows that are not finite are legal, the
- * weights may be anything. */
-static void two_tokens(const model_desc *d) {
-    const backend_options o = {.threads = 1};
-    const backend_limits want = {.n_tokens_max = 8,
-                                 .n_seqs_max = 1,
-                                 .n_samples_max = 1,
-                                 .kv_block_tokens = 16,
-                                 .kv_blocks = 2,
-                                 .kv_type = -1};
-    backend *b = NULL;
-    backend_memory got;
-    error err = {0};
-    ck_assert_msg(cpu_backend_open(&o, &b, &err) == OK, "%s", err.text);
-    status s = b->ops->load(b, d, NULL, NULL, &err);
-    if (s == OK) s = b->ops->reserve(b, &want, &got, &err);
-    ck_assert_msg(s == OK || s == E_UNSUPPORTED || s == E_NOMEM, "%s: %s", status_name(s),
-                  err.text);
-    int32_t ids[3] = {0, d->n_vocab - 1, d->n_vocab / 2}, ints[40] = {0};
-    for (int i = 0; i < 2 && s == OK; i++) {
-        step st;
-        sample_row row;
-        sampled out;
-        fill_step(&st, ints, ids, i == 0 ? 3 : 1, 3 + i, &row);
-        ck_assert_int_eq(model_forward(b, d->n_layers, &st), OK);
-        ck_assert_int_eq(b->ops->wait_step(b, &out), OK);
-        ck_assert(!out.finite || (out.token >= 0 && out.token < d->n_vocab));
-        ids[0] = out.finite ? out.token : 0;
-    }
-    b->ops->close(b);
-}
-
 static void use_tokenizer(const gguf *g) {
     static const text_part text = {"ab <s>\xC3\xA9 c", 10, false};
     tokenizer *t = NULL;
@@ -475,7 +424,9 @@ static void try_file(const uint8_t *p, size_t n, tally *t) {
     if (s != OK) ck_assert_msg(err.text[0] != '\0', "a refusal without a text");
     if (s == OK && t->n_loaded++ < BACKEND_RUNS_MAX) {
         t->n_run++;
-        two_tokens(weights_desc(w));
+        const status run = two_tokens(weights_desc(w), &err);
+        ck_assert_msg(run == OK || run == E_UNSUPPORTED || run == E_NOMEM, "%s: %s",
+                      status_name(run), err.text);
     }
     weights_close(w);
     gguf_close(g);
