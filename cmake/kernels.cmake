@@ -38,7 +38,10 @@ if(INFERD_CUDA)
     set(CMAKE_CUDA_ARCHITECTURES "80-real;86-real;89-real;90a-real")
   endif()
   enable_language(CUDA)
+  set(archives_only ${CMAKE_FIND_LIBRARY_SUFFIXES})
+  set(CMAKE_FIND_LIBRARY_SUFFIXES .so .a) # the toolkit is recognised by its shared runtime; ours is the static one
   find_package(CUDAToolkit REQUIRED)
+  set(CMAKE_FIND_LIBRARY_SUFFIXES ${archives_only})
   set(CMAKE_CUDA_STANDARD 17)
   # The build types say -O2 or -O3 each; ours is below, for all.
   foreach(type RELEASE RELWITHDEBINFO MINSIZEREL)
