@@ -11,19 +11,25 @@
 static decode_kernel kernel_of(const kv_layout *kv, int variant) {
     const int kind = kv_kind(kv->type);
     switch (kv->head_dim) {
-    case 64: return decode_kernel_d64(kind, kv->block_tokens, variant);
-    case 80: return decode_kernel_d80(kind, kv->block_tokens, variant);
-    case 96: return decode_kernel_d96(kind, kv->block_tokens, variant);
-    case 128: return decode_kernel_d128(kind, kv->block_tokens, variant);
-    case 256: return decode_kernel_d256(kind, kv->block_tokens, variant);
-    default: return decode_kernel{};
+    case 64:
+        return decode_kernel_d64(kind, kv->block_tokens, variant);
+    case 80:
+        return decode_kernel_d80(kind, kv->block_tokens, variant);
+    case 96:
+        return decode_kernel_d96(kind, kv->block_tokens, variant);
+    case 128:
+        return decode_kernel_d128(kind, kv->block_tokens, variant);
+    case 256:
+        return decode_kernel_d256(kind, kv->block_tokens, variant);
+    default:
+        return decode_kernel{};
     }
 }
 
 static size_t smem_of(const attention *a, const decode_kernel *k) {
     const size_t ring = (size_t)k->warps * k->stages * k->stage_bytes;
-    const size_t state = (size_t)k->warps * attention_slot_heads(a) *
-                         (size_t)(a->kv.head_dim + 4) * sizeof(float);
+    const size_t state =
+        (size_t)k->warps * attention_slot_heads(a) * (size_t)(a->kv.head_dim + 4) * sizeof(float);
     const size_t sums = (size_t)k->warps * 8 * sizeof(float2);
     return ring + state + sums + 16 + (size_t)k->warps * k->stages * 8;
 }
@@ -58,12 +64,18 @@ static status prepare_decode(attention *a, int variant, attention_kernel *out, e
 static prefill_kernel tile_kernel_of(const kv_layout *kv) {
     const int kind = kv_kind(kv->type);
     switch (kv->head_dim) {
-    case 64: return tile_kernel_d64(kind);
-    case 80: return tile_kernel_d80(kind);
-    case 96: return tile_kernel_d96(kind);
-    case 128: return tile_kernel_d128(kind);
-    case 256: return tile_kernel_d256(kind);
-    default: return prefill_kernel{};
+    case 64:
+        return tile_kernel_d64(kind);
+    case 80:
+        return tile_kernel_d80(kind);
+    case 96:
+        return tile_kernel_d96(kind);
+    case 128:
+        return tile_kernel_d128(kind);
+    case 256:
+        return tile_kernel_d256(kind);
+    default:
+        return prefill_kernel{};
     }
 }
 
@@ -75,8 +87,8 @@ static status prepare_tile(attention *a, const prefill_kernel *k, attention_tile
                          "memory, the device has %zu",
                          a->kv.head_dim, k->smem_bytes, a->smem_block_bytes);
     }
-    const cudaError_t e = cudaFuncSetAttribute(
-        k->fn, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)k->smem_bytes);
+    const cudaError_t e = cudaFuncSetAttribute(k->fn, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               (int)k->smem_bytes);
     if (e != cudaSuccess) {
         return error_set(err, E_DEVICE, "cuda: prefill attention: %s", cudaGetErrorString(e));
     }
@@ -98,9 +110,9 @@ static status prepare_tiles(attention *a, error *err) {
     return s;
 }
 
-extern "C" status attention_init(attention *a, const model_desc *m, dtype kv_type,
-                                 int block_tokens, int n_tokens_max, int n_seqs_max, int device,
-                                 bool deterministic, error *err) {
+extern "C" status attention_init(attention *a, const model_desc *m, dtype kv_type, int block_tokens,
+                                 int n_tokens_max, int n_seqs_max, int device, bool deterministic,
+                                 error *err) {
     assert(n_tokens_max >= 1 && n_seqs_max >= 1 && n_seqs_max <= ATTENTION_SEQS_MAX);
     attention r;
     memset(&r, 0, sizeof r);
@@ -168,6 +180,8 @@ static decode_args decode_args_of(const attention *a, const attention_plan *p,
     d.block_shift = block_shift(a);
     d.window = a->window;
     d.out_type = args->out_type;
+    d.out_columns = args->out_columns;
+    d.out_width = a->n_heads * a->kv.head_dim;
     d.scale_log2 = a->scale * LOG2_E;
     return d;
 }
@@ -217,6 +231,11 @@ extern "C" status cuda_attention(const attention *a, const attention_plan *p,
     if (args->n_tokens < 1 || args->n_tokens > a->n_tokens_max) return E_INVAL;
     if (args->out_type != DTYPE_F32 && args->out_type != DTYPE_F16 &&
         args->out_type != DTYPE_BF16) {
+        return E_INVAL;
+    }
+    if (args->out_columns > 0 &&
+        (!a->kv.tensor_core || p->tile_grid > 0 || args->out_type != DTYPE_F16 ||
+         a->n_heads * a->kv.head_dim % 64 != 0)) {
         return E_INVAL;
     }
     if (!a->kv.tensor_core) return attention_plain_launch(a, args, 0, stream);

@@ -1,5 +1,5 @@
-/* Attention over the paged KV cache: RoPE + append, decode, prefill, block copies; plan once a step,
- * run per layer. Launchers check, launch on the given stream and return; they never allocate,
+/* Attention over the paged KV cache: RoPE + append, decode, prefill, block copies; plan once a
+ * step, run per layer. Launchers check, launch on the given stream and return; they never allocate,
  * synchronise or print, so a stream capture records them.
  *
  *   start-up   attention_init -> *_bytes() -> the backend allocates; counters are zeroed once
@@ -42,7 +42,8 @@ typedef struct attention_item {
 } attention_item;
 
 /* A tile of packed (token, head in group) rows of one (sequence, KV head): packed row r is token
- * row0 + r / group, head kv_head * group + r % group. Key tiles [tile_begin, tile_end). 48 bytes. */
+ * row0 + r / group, head kv_head * group + r % group. Key tiles [tile_begin, tile_end). 48 bytes.
+ */
 typedef struct attention_tile {
     int32_t row0, kv_head, packed0, next; /* packed0: first packed row of the tile */
     int32_t n_rows, kv_len, i_block;      /* rows of the sequence in this step, its keys after it */
@@ -58,7 +59,8 @@ typedef struct attention_kernel {
     size_t smem_bytes;
 } attention_kernel;
 
-/* A tile kernel: [0] whole tiles and no window, [1] (if fn) everything. Alone, [0] serves windows. */
+/* A tile kernel: [0] whole tiles and no window, [1] (if fn) everything. Alone, [0] serves windows.
+ */
 typedef struct attention_tile_kernel {
     const void *fn;
     int threads, rows, keys; /* of a tile */
@@ -73,8 +75,8 @@ typedef struct attention {
     float scale;
     bool deterministic;
     int n_tokens_max, n_seqs_max;
-    int n_sms, sm;           /* multiprocessors; compute capability * 10, e.g. 90 */
-    size_t smem_block_bytes; /* largest dynamic shared memory of a block */
+    int n_sms, sm;              /* multiprocessors; compute capability * 10, e.g. 90 */
+    size_t smem_block_bytes;    /* largest dynamic shared memory of a block */
     attention_kernel decode[2]; /* few rows (at most one block a multiprocessor), many */
     attention_tile_kernel tile[2];
     bool tile_chains; /* persistent blocks: wgmma */
@@ -82,10 +84,10 @@ typedef struct attention {
 
 /* What a plan holds; the arrays lie in the uploaded buffer at these offsets. */
 typedef struct attention_plan {
-    int decode_grid, tile_grid;   /* blocks to launch; 0: nothing of that kind */
+    int decode_grid, tile_grid; /* blocks to launch; 0: nothing of that kind */
     int n_items, n_tiles;
-    int n_decode;                 /* rows [0, n_decode) are the decode kernel's */
-    int decode_variant;           /* index into attention.decode: by layout and bucket */
+    int n_decode;       /* rows [0, n_decode) are the decode kernel's */
+    int decode_variant; /* index into attention.decode: by layout and bucket */
     bool tiles_split;
     size_t items_offset, tiles_offset, bytes; /* bytes: to upload, from the buffer's start */
 } attention_plan;
@@ -108,13 +110,15 @@ status attention_plan_make(const attention *a, const step *s, int n_decode_bucke
 int attention_decode_grid(const attention *a, int n_decode_bucket);
 
 typedef struct attention_args {
-    const void *q;            /* [n_tokens, n_heads, head_dim] q_type, rotated */
-    const void *kv_layer;     /* the layer's first block */
-    void *out;                /* [n_tokens, n_heads, head_dim] */
-    dtype out_type;           /* F16 (saturating), BF16 or F32 */
-    const step_device *step;  /* device arrays; the struct itself lies on the host */
+    const void *q;        /* [n_tokens, n_heads, head_dim] q_type, rotated */
+    const void *kv_layer; /* the layer's first block */
+    void *out;            /* [n_tokens, n_heads, head_dim] */
+    dtype out_type;       /* F16 (saturating), BF16 or F32 */
+    int out_columns; /* > 0: out in activation_order.cuh's order of so many columns; F16, and every
+                        row a decode row (no tiles) of a tensor-core layout */
+    const step_device *step; /* device arrays; the struct itself lies on the host */
     int n_tokens;
-    const void *plan;         /* uploaded plan buffer */
+    const void *plan; /* uploaded plan buffer */
     void *workspace;
     bool pdl; /* launch with programmatic stream serialization behind the previous kernel */
 } attention_args;
@@ -124,8 +128,9 @@ status cuda_attention(const attention *a, const attention_plan *p, const attenti
                       cudaStream_t stream);
 
 typedef struct rope_append_args {
-    const void *qkv; /* [n_tokens, (n_heads + 2 n_kv_heads) * head_dim]: q heads, k heads, v heads */
-    dtype qkv_type;  /* F32, F16 or BF16 */
+    const void
+        *qkv;       /* [n_tokens, (n_heads + 2 n_kv_heads) * head_dim]: q heads, k heads, v heads */
+    dtype qkv_type; /* F32, F16 or BF16 */
     const float *q_norm, *k_norm; /* [head_dim] or NULL: RMS norm of each head before RoPE */
     float norm_eps;
     int n_rot;
@@ -140,8 +145,9 @@ typedef struct rope_append_args {
 /* Head norm, RoPE on q and k, k and v appended to the cache at each row's position. */
 status cuda_rope_append(const attention *a, const rope_append_args *args, cudaStream_t stream);
 
-/* Fills row_seq, row_pos and rope of step_device from seq_start and kv_len (all on the device), once
- * a step. freq: device [n_rot / 2]. Rows of padding (r >= n_tokens) are the caller's business. */
+/* Fills row_seq, row_pos and rope of step_device from seq_start and kv_len (all on the device),
+ * once a step. freq: device [n_rot / 2]. Rows of padding (r >= n_tokens) are the caller's business.
+ */
 typedef struct step_rows_args {
     const int32_t *seq_start, *kv_len;
     int n_seqs, n_tokens;

@@ -1,16 +1,19 @@
-/* Device helpers that several attention kernels use: typed MMA, I8 conversion, output stores, and the
- * end of a split item. Included by attention_*.cuh only. */
+/* Device helpers that several attention kernels use: typed MMA, I8 conversion, output stores, and
+ * the end of a split item. Included by attention_*.cuh only. */
 #ifndef INFERD_KERNELS_CUDA_ATTENTION_DEVICE_CUH
 #define INFERD_KERNELS_CUDA_ATTENTION_DEVICE_CUH
 
+#include "kernels/cuda/activation_order.cuh"
 #include "kernels/cuda/attention_internal.h"
 #include "kernels/cuda/ptx.cuh"
 
 template <int TYPE>
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                     uint32_t b1) {
-    if constexpr (TYPE == KV_BF16) ptx::mma_bf16(c, a, b0, b1);
-    else ptx::mma_f16(c, a, b0, b1);
+    if constexpr (TYPE == KV_BF16)
+        ptx::mma_bf16(c, a, b0, b1);
+    else
+        ptx::mma_f16(c, a, b0, b1);
 }
 template <int TYPE> __device__ __forceinline__ uint32_t pack(float a, float b) {
     return TYPE == KV_BF16 ? ptx::pack_bf16(a, b) : ptx::pack_f16(a, b);
@@ -58,6 +61,19 @@ __device__ __forceinline__ void store_out4(void *out, int type, size_t i, float4
     }
 }
 
+/* Outputs 4e .. 4e + 3 of an item. */
+__device__ __forceinline__ void store_item4(const decode_args &a, const attention_item &it, int e,
+                                            int head_dim, float4 v) {
+    const int k = it.head * head_dim + e * 4;
+    if (a.out_columns > 0) {
+        activation_store((uint16_t *)a.out, a.out_columns, it.row, k,
+                         ptx::pack_f16(to_f16_range(v.x), to_f16_range(v.y)),
+                         ptx::pack_f16(to_f16_range(v.z), to_f16_range(v.w)));
+    } else {
+        store_out4(a.out, a.out_type, (size_t)it.row * (size_t)a.out_width + (size_t)k, v);
+    }
+}
+
 __device__ __forceinline__ float4 scaled(float4 v, float f) {
     return make_float4(v.x * f, v.y * f, v.z * f, v.w * f);
 }
@@ -77,7 +93,6 @@ __device__ __forceinline__ void merge_slots(const decode_args &a, const attentio
     const int ne = it.n_heads * D4; /* float4 outputs */
     const int ng = ne >= T::NT ? 1 : min(T::NT / ne, T::W);
     const int t = threadIdx.x, g = ng == 1 ? 0 : t / ne;
-    const size_t out0 = ((size_t)it.row * a.n_heads + it.head) * T::D;
     for (int e = ng == 1 ? t : t % ne; e < ne && g < ng; e += ng == 1 ? T::NT : ne) {
         const int h = e / D4;
         const float4 *p = a.partial + (size_t)it.slot0 * a.slot_heads * D4 + e;
@@ -110,7 +125,7 @@ __device__ __forceinline__ void merge_slots(const decode_args &a, const attentio
             }
         }
         if (ng == 1) {
-            store_out4(a.out, a.out_type, out0 + (size_t)e * 4, scaled(o, 1.0f / l));
+            store_item4(a, it, e, T::D, scaled(o, 1.0f / l));
         } else {
             *(float4 *)(scratch + (g * ne + e) * 4) = o;
             if (e % D4 == 0) sml[g * it.n_heads + h] = make_float2(m, l);
@@ -130,7 +145,7 @@ __device__ __forceinline__ void merge_slots(const decode_args &a, const attentio
             l += w * ml.y;
             add_scaled(o, w, *(float4 *)(scratch + (k * ne + t) * 4));
         }
-        store_out4(a.out, a.out_type, out0 + (size_t)t * 4, scaled(o, 1.0f / l));
+        store_item4(a, it, t, T::D, scaled(o, 1.0f / l));
     }
 }
 
@@ -156,8 +171,7 @@ __device__ __forceinline__ void finish_item(const decode_args &a, const attentio
             add_scaled(o, f, *(float4 *)(sO + (w * it.n_heads + h) * T::OPITCH + d4 * 4));
         }
         if (it.n_split == 1) {
-            const size_t out0 = ((size_t)it.row * a.n_heads + it.head) * T::D;
-            store_out4(a.out, a.out_type, out0 + (size_t)e * 4, scaled(o, 1.0f / l));
+            store_item4(a, it, e, T::D, scaled(o, 1.0f / l));
         } else {
             a.partial[(size_t)it.slot * a.slot_heads * D4 + e] = o;
             if (d4 == 0) a.partial_ml[(size_t)it.slot * a.slot_heads + h] = make_float2(m, l);

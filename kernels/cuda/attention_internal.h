@@ -1,5 +1,5 @@
-/* What the attention files share among themselves: kernel arguments, the row layouts as compile-time
- * constants, and each file's entry points. attention.h is the interface. */
+/* What the attention files share among themselves: kernel arguments, the row layouts as
+ * compile-time constants, and each file's entry points. attention.h is the interface. */
 #ifndef INFERD_KERNELS_CUDA_ATTENTION_INTERNAL_H
 #define INFERD_KERNELS_CUDA_ATTENTION_INTERNAL_H
 
@@ -22,10 +22,10 @@ template <int D_, int E_> struct kv_rows {
     static constexpr int RB = E == 2 ? (D == 96 ? 64 : D == 80 ? 32 : 128) : (D > 128 ? 128 : D);
     static constexpr int NS = D * E / RB, CW = RB / 16;
     __host__ __device__ static constexpr int swizzle(int token) {
-        return RB == 128               ? token & 7
-               : RB == 64              ? (token >> 1) & 3
+        return RB == 128              ? token & 7
+               : RB == 64             ? (token >> 1) & 3
                : RB == 96 || RB == 32 ? (token >> 2) & 1
-                                       : 0;
+                                      : 0;
     }
     /* Bytes of one head of `tokens` tokens: K, V, scales. */
     __host__ __device__ static constexpr int head_bytes(int tokens) {
@@ -39,8 +39,8 @@ template <int D_, int E_> struct kv_rows {
 };
 
 struct decode_args {
-    const uint16_t *q;  /* [rows][n_heads][D] */
-    const char *kv;     /* the layer's pool */
+    const uint16_t *q; /* [rows][n_heads][D] */
+    const char *kv;    /* the layer's pool */
     const int32_t *block;
     const attention_item *items;
     void *out;
@@ -48,9 +48,10 @@ struct decode_args {
     float2 *partial_ml; /* [slot][slot_heads]: maximum in log2 units, sum */
     unsigned *counter;  /* [slot]: of slot0, zero at rest */
     size_t head_bytes, block_bytes;
-    int n_heads, slot_heads; /* slot_heads: min(group, 8) */
-    int block_shift;         /* log2 of block_tokens */
-    int window, out_type;    /* out_type: dtype */
+    int n_heads, slot_heads;    /* slot_heads: min(group, 8) */
+    int block_shift;            /* log2 of block_tokens */
+    int window, out_type;       /* out_type: dtype */
+    int out_columns, out_width; /* columns > 0: activation order of rows of out_width halves */
     float scale_log2;
 };
 
@@ -75,8 +76,8 @@ typedef struct prefill_kernel {
     size_t smem_bytes;
 } prefill_kernel;
 
-/* wgmma, sm_90a: F16 and BF16 pools of head_dim 64, 96, 128. full: serves windows, and plans that cut
- * tiles along the keys. */
+/* wgmma, sm_90a: F16 and BF16 pools of head_dim 64, 96, 128. full: serves windows, and plans that
+ * cut tiles along the keys. */
 prefill_kernel prefill_kernel_wgmma(const kv_layout *kv, bool full);
 
 /* mma.sync, sm_80 and up: every tensor-core layout. One block a tile. */

@@ -344,6 +344,8 @@ __global__ __launch_bounds__(320, 1) void wgmma_kernel(const __grid_constant__ w
         ptx::pdl_wait(); /* y and half_out belong to the kernels before until here */
         wgmma_consumer<B, F, NB, MB, SU, WS, XS>(p, s, warp, lane).run();
     }
+#else
+    __trap(); /* built without sm_90a: the host must not choose this kernel */
 #endif
 }
 

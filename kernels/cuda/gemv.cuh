@@ -360,6 +360,8 @@ __global__ __launch_bounds__(GEMV_THREADS_MAX,
 #if PTX_SM90
     extern __shared__ __align__(128) uint8_t smem[];
     gemv_work<F, UW, EP, MULTI>(p, smem, (int)blockIdx.x, (int)gridDim.x).run();
+#else
+    __trap(); /* older than sm_90: the host must not choose this kernel */
 #endif
 }
 

@@ -50,6 +50,12 @@ status take(loader *l, size_t bytes, void **out, const char *what) {
                      (size_t)l->b->weights_bytes >> 20);
 }
 
+/* Ordered before what follows on the backend's stream, and done with `from` on return. */
+bool upload(loader *l, void *to, const void *from, size_t bytes) {
+    return cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, l->b->stream) == cudaSuccess &&
+           cudaStreamSynchronize(l->b->stream) == cudaSuccess;
+}
+
 /* A float32 vector, or NULL when the model has none; rows: where element i comes from. */
 status load_vector(loader *l, const tensor_view *v, const int32_t *rows, int n, float **out) {
     *out = nullptr;
@@ -64,9 +70,9 @@ status load_vector(loader *l, const tensor_view *v, const int32_t *rows, int n, 
     if (host == nullptr) return error_set(l->err, E_NOMEM, "cuda: %s: host memory", v->name);
     const float *from = (const float *)v->data;
     for (int i = 0; i < n; i++) host[i] = from[rows != nullptr ? rows[i] : i];
-    const cudaError_t e = cudaMemcpy(*out, host, (size_t)n * sizeof(float), cudaMemcpyHostToDevice);
+    const bool ok = upload(l, *out, host, (size_t)n * sizeof(float));
     free(host);
-    return e == cudaSuccess ? OK : device_error(l, v->name);
+    return ok ? OK : device_error(l, v->name);
 }
 
 /* Norm weights as halves, for the kernels that multiply them into half fragments. */
@@ -77,10 +83,9 @@ status load_half(loader *l, const tensor_view *v, int n, uint16_t **out) {
     if (host == nullptr) return error_set(l->err, E_NOMEM, "cuda: %s: host memory", v->name);
     const float *from = (const float *)v->data;
     for (int i = 0; i < n; i++) host[i] = __half_as_ushort(__float2half_rn(from[i]));
-    const cudaError_t e =
-        cudaMemcpy(*out, host, (size_t)n * sizeof(uint16_t), cudaMemcpyHostToDevice);
+    const bool ok = upload(l, *out, host, (size_t)n * sizeof(uint16_t));
     free(host);
-    return e == cudaSuccess ? OK : device_error(l, v->name);
+    return ok ? OK : device_error(l, v->name);
 }
 
 status matrix_take(loader *l, cuda_matrix *m, weight_format f, int n_tiles, int n_out, int n_in,
@@ -205,7 +210,7 @@ status load_qkv_bias(loader *l, const layer_desc *d, cuda_layer *y) {
     }
     const size_t bytes = (size_t)l->b->shape.n_qkv_out * sizeof(float);
     if (s == OK) s = take(l, bytes, (void **)&y->qkv_bias, "bias");
-    if (s == OK && cudaMemcpy(y->qkv_bias, host, bytes, cudaMemcpyHostToDevice) != cudaSuccess) {
+    if (s == OK && !upload(l, y->qkv_bias, host, bytes)) {
         s = device_error(l, "bias");
     }
     free(host);
@@ -277,8 +282,8 @@ status load_row_maps(loader *l) {
     status s = take(l, q_bytes, (void **)&l->q_rows, "row maps");
     if (s == OK) s = take(l, kv_bytes, (void **)&l->k_rows, "row maps");
     if (s != OK) return s;
-    if (cudaMemcpy(l->q_rows, l->host_q_rows, q_bytes, cudaMemcpyHostToDevice) != cudaSuccess ||
-        cudaMemcpy(l->k_rows, l->host_k_rows, kv_bytes, cudaMemcpyHostToDevice) != cudaSuccess) {
+    if (!upload(l, l->q_rows, l->host_q_rows, q_bytes) ||
+        !upload(l, l->k_rows, l->host_k_rows, kv_bytes)) {
         return device_error(l, "row maps");
     }
     return OK;
@@ -337,8 +342,7 @@ status load_ends(loader *l) {
     b->embd_type = m->token_embd.type;
     status s = take(l, row * (size_t)m->n_vocab, &b->embd, "embedding");
     if (s != OK) return s;
-    if (cudaMemcpy(b->embd, m->token_embd.data, row * (size_t)m->n_vocab, cudaMemcpyHostToDevice) !=
-        cudaSuccess) {
+    if (!upload(l, b->embd, m->token_embd.data, row * (size_t)m->n_vocab)) {
         return device_error(l, "embedding");
     }
     s = load_matrix(l, &m->output, m->n_vocab, m->n_embd, 1.0f, &b->head);
@@ -352,8 +356,7 @@ status load_ends(loader *l) {
     if (s == OK && m->n_rot > 0) s = load_vector(l, &freq, nullptr, m->n_rot / 2, &b->rope_freq);
     if (s != OK || m->never_sampled == nullptr) return s;
     s = take(l, (size_t)m->n_vocab, (void **)&b->never_sampled, "sampling mask");
-    if (s == OK && cudaMemcpy(b->never_sampled, m->never_sampled, (size_t)m->n_vocab,
-                              cudaMemcpyHostToDevice) != cudaSuccess) {
+    if (s == OK && !upload(l, b->never_sampled, m->never_sampled, (size_t)m->n_vocab)) {
         s = device_error(l, "sampling mask");
     }
     return s;

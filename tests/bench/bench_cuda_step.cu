@@ -377,6 +377,12 @@ static std::vector<int> numbers(const char *s) {
     return v;
 }
 
+static int usage() {
+    fprintf(stderr, "usage: bench_cuda_step MODEL [-b N,..] [-c N,..] [-p N,..] [-n N] [-d] [-t] "
+                    "[-k f16|i8]\n");
+    return 2;
+}
+
 int main(int argc, char **argv) {
     std::vector<int> batches = {1, 8, 32, 64}, prompts = {2048}, contexts = {512};
     int steps = 40, kv_type = -1;
@@ -386,6 +392,8 @@ int main(int argc, char **argv) {
         const char *v = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "-d") == 0)
             o.deterministic = true;
+        else if (strcmp(argv[i], "-t") == 0)
+            table = true;
         else if (strcmp(argv[i], "-b") == 0)
             batches = numbers(v), i++;
         else if (strcmp(argv[i], "-c") == 0)
@@ -397,12 +405,12 @@ int main(int argc, char **argv) {
         else if (strcmp(argv[i], "-k") == 0)
             kv_type = strcmp(v, "i8") == 0 ? DTYPE_I8 : DTYPE_F16, i++;
         else
-            return 2;
+            return usage();
     }
     model m;
     error err = {};
     backend *b = nullptr;
-    if (argc < 2 || !make_model(&m, argv[1])) return 2;
+    if (argc < 2 || !make_model(&m, argv[1])) return usage();
     check(cuda_backend_open(&o, &b, &err), err.text);
     double t0 = now_us();
     status s = b->ops->load(b, &m.d, nullptr, nullptr, &err);

@@ -50,6 +50,7 @@ template <class T> struct device_array {
     void put(const std::vector<T> &v) {
         if (!v.empty()) {
             CUDA_OK(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+            CUDA_OK(cudaDeviceSynchronize()); /* a pageable copy may still be on its way */
         }
     }
     std::vector<T> get() const {

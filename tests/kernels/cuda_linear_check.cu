@@ -303,7 +303,7 @@ static void check_wgmma(rng *r, dtype type, int n_out, int n_in, int n_rows) {
     device_matrix dm({&t}, false), glu({&t, &u}, true);
     if (!wgmma_fits(&dm.m)) return;
     const int columns = wgmma_columns(n_rows);
-    const std::vector<uint16_t> x = random_rows(r, n_rows * n_in, 1.0f / 16);
+    const std::vector<uint16_t> x = random_rows(r, n_rows * n_in, 1.0f);
     std::vector<uint16_t> xo((size_t)columns * (size_t)n_in, 0x7e00); /* NaN in columns not used */
     for (int i = 0; i < n_rows; i++) {
         for (int k = 0; k < n_in; k++) xo[ordered(columns, i, k)] = x[(size_t)(i * n_in + k)];
