@@ -15,7 +15,8 @@
  *  5. A request whose reader is slow (paused) gets no rows, and yields its place and blocks to
  *     whoever needs them.
  *  6. Nothing of a sequence with rows in flight is given away.
- *  7. Blocks are published to the prefix cache only after a finite logits row has attended to them.
+ *  7. While a sequence with penalties waits for a result nothing is planned ahead.
+ *  8. Blocks are published to the prefix cache only after a finite logits row has attended to them.
  *
  * Thread: engine. Callbacks (on_event) run inside these functions. */
 #ifndef INFERD_ENGINE_SCHED_H

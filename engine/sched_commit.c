@@ -115,20 +115,22 @@ static void commit_entry(sched *s, const plan *p, const plan_entry *e, const sam
     }
 }
 
-/* Running means, so that the next chunk is sized by what the last ones took. */
+/* Moves a running mean towards a new value by weight / of. One hiccup is not believed in full. */
+static void move_mean(int64_t *mean, int64_t value, int64_t weight, int64_t of) {
+    if (value < 1) value = 1;
+    if (*mean > 0 && value > 4 * *mean) value = 4 * *mean;
+    *mean += *mean == 0 ? value : (value - *mean) * weight / of;
+}
+
+/* What the last steps took sizes the next chunk. */
 static void observe(sched *s, const plan *p, int64_t step_ns) {
-    if (p->n_prefill_tokens == 0) {
-        s->decode_ns += (step_ns - s->decode_ns) / (s->decode_ns == 0 ? 1 : 8);
+    const int64_t n = p->n_prefill_tokens;
+    if (n == 0) {
+        move_mean(&s->decode_ns, step_ns, 1, 8);
         return;
     }
-    const int64_t n = p->n_prefill_tokens;
-    int64_t cost = step_ns - (p->n_decode_tokens > 0 ? s->decode_ns : 0);
-    cost = cost > n ? cost / n : 1;
-    if (s->prefill_ns == 0)
-        s->prefill_ns = cost;
-    else
-        s->prefill_ns += (cost - s->prefill_ns) * n / (n + 256); /* small chunks say little */
-    if (s->prefill_ns < 1) s->prefill_ns = 1;
+    const int64_t prefill_ns = step_ns - (p->n_decode_tokens > 0 ? s->decode_ns : 0);
+    move_mean(&s->prefill_ns, prefill_ns / n, n, n + 256); /* small chunks say little */
 }
 
 void sched_commit(sched *s, plan *p, const sampled *result, int64_t step_ns, int64_t now_ns) {

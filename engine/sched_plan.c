@@ -12,11 +12,8 @@ enum {
 
 /* Tokens of q that can be planned now. */
 static int n_todo(const sequence *q) {
-    if (q->n_pending > 0) {
-        if (q->group->needs_host) return 0;
-        if (q->n_known + q->n_pending >= q->group->len_max)
-            return 0; /* its last one is being drawn */
-    }
+    if (q->n_pending > 0 && q->n_known + q->n_pending >= q->group->len_max)
+        return 0; /* its last one is being drawn */
     return q->paused ? 0 : q->n_known + q->n_pending - q->n_planned;
 }
 
@@ -142,6 +139,17 @@ static bool preempt_for(sched *s, int *i) {
     return false;
 }
 
+/* A sequence with penalties cannot be planned before its last token is known. Running one step
+ * ahead without it would halve its rate; for all of them to wait costs the others only the host's
+ * share of a step. */
+static bool waits_for_host(const sched *s) {
+    for (int i = 0; i < s->n_running; i++) {
+        const sequence *q = s->running[i];
+        if (q->n_pending > 0 && q->group->needs_host && !q->paused) return true;
+    }
+    return false;
+}
+
 static block_id take(sched *s, sequence *q) {
     if (q->n_reserved > 0) {
         q->n_reserved--;
@@ -209,7 +217,7 @@ int sched_plan(sched *s, plan *p, int n_in_flight, int64_t now_ns) {
     sort_running(s);
     const int n_decodes = want_decodes(s);
     want_prefills(s, n_decodes);
-    if (n_in_flight > 0 && !all_fit(s)) return 0; /* first let those steps end */
+    if (n_in_flight > 0 && (waits_for_host(s) || !all_fit(s))) return 0; /* let those steps end */
     for (int i = 0; i < s->n_running; i++)
         if (s->running[i]->rows > 0) secure(s, p, &i);
     emit(s, p);

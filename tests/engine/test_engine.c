@@ -475,6 +475,34 @@ START_TEST(stopping_in_any_state_leaks_nothing) {
 }
 END_TEST
 
+/* An idle engine's heart beats; one that hangs in a step is busy and its heart stands still. */
+START_TEST(heartbeat_and_busy) {
+    engine_options o = options_of(32, 64);
+    engine *e =
+        client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 900000}, &o, CONTEXT);
+    engine_stats a, b;
+    engine_read_stats(e, &a);
+    nanosleep(&(struct timespec){.tv_sec = 1, .tv_nsec = 300000000}, NULL);
+    engine_read_stats(e, &b);
+    ck_assert(b.heartbeat_ns > a.heartbeat_ns && !b.busy && b.last_step_ns == 0);
+    client c;
+    client_init(&c, 10, 2, 1);
+    c.request.ignore_eos = true;
+    ck_assert_int_eq(engine_submit(e, &c.request), OK);
+    do engine_read_stats(e, &a);
+    while (a.running == 0);
+    nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
+    engine_read_stats(e, &b);
+    ck_assert(b.busy && b.heartbeat_ns == a.heartbeat_ns && b.steps == 0);
+    ck_assert(client_wait(&c));
+    ck_assert(client_engine_idle(e));
+    engine_read_stats(e, &b);
+    ck_assert(b.steps >= 2 && b.last_step_ns > a.heartbeat_ns && b.tokens_per_s > 0);
+    client_deinit(&c);
+    engine_close(e);
+}
+END_TEST
+
 START_TEST(closing_ends_what_runs) {
     engine_options o = options_of(32, 64);
     engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 2000}, &o, CONTEXT);
@@ -508,6 +536,7 @@ int main(void) {
     tcase_add_loop_test(tc, refusals, 0, 2);
     tcase_add_loop_test(tc, a_paused_request_yields, 0, 2);
     tcase_add_loop_test(tc, stopping_in_any_state_leaks_nothing, 0, 4);
+    tcase_add_loop_test(tc, heartbeat_and_busy, 0, 2);
     tcase_add_loop_test(tc, closing_ends_what_runs, 0, 10);
     Suite *suite = suite_create("engine");
     suite_add_tcase(suite, tc);
