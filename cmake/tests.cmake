@@ -81,3 +81,11 @@ if(INFERD_CUDA)
     set_tests_properties(kernels/${name} PROPERTIES TIMEOUT 300)
   endforeach()
 endif()
+
+# tests/server/bench_*.c: what a message costs, over loopback with a fake engine.
+file(GLOB server_bench_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/server/bench_*.c)
+foreach(source ${server_bench_sources})
+  cmake_path(GET source STEM name)
+  add_executable(${name} ${source})
+  target_link_libraries(${name} PRIVATE server_lib engine config kernels base inferd_warnings)
+endforeach()

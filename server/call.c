@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "server/codec_request.h"
+#include "server/orca.h"
 #include "server/reflection.h"
 
 static void on_accepted(void *owner, bool ok);
@@ -182,12 +183,21 @@ static void add_refusal(call *c, const refusal *r) {
     }
 }
 
+static void add_load(call *c) {
+    pb_writer w;
+    pb_writer_init(&w);
+    orca_report(c->srv, &w);
+    if (!w.failed) add_trailer(c, "endpoint-load-metrics-bin", w.data, w.len);
+    pb_writer_deinit(&w);
+}
+
 void call_status_op(call *c, const refusal *r, grpc_op *op) {
     static const refusal ok = {.kind = REFUSE_NONE};
     if (!r) r = &ok;
     if (c->request_id[0]) add_trailer(c, "x-request-id", c->request_id, strlen(c->request_id));
     if (c->traceparent[0]) add_trailer(c, "traceparent", c->traceparent, TRACEPARENT_BYTES);
     if (r->kind != REFUSE_NONE) add_refusal(c, r);
+    if (c->reports_load) add_load(c);
     c->status_text = grpc_slice_from_copied_string(refuse_message(r));
     *op = (grpc_op){.op = GRPC_OP_SEND_STATUS_FROM_SERVER};
     op->data.send_status_from_server.status = refuse_code(r);

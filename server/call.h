@@ -26,6 +26,7 @@ struct call {
     int64_t arrival_ns, deadline_ns;
     identity who;
     char request_id[LIMIT_REQUEST_ID_BYTES + 1]; /* as given in metadata, valid; or empty */
+    bool reports_load;                           /* the trailers carry a load report */
     bool bad_request_id;                         /* metadata had one that is not valid */
     char traceparent[TRACEPARENT_BYTES + 1];     /* ours, in the caller's trace; or empty */
 

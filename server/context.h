@@ -38,6 +38,13 @@ struct server {
     _Atomic bool was_ready; /* startup: has been ready once */
     _Atomic int n_calls, n_generating;
 
+    struct {                                  /* smoothed over some seconds by server_tick */
+        _Atomic double requests, errors, cpu; /* a second, a second, of all cores */
+        uint64_t seen_requests, seen_errors;  /* main's alone, as are the next two */
+        int64_t seen_ns;
+        double seen_cpu_s;
+    } rates;
+
     id_table *ids;
     auth *auth;
     tls *tls;

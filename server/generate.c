@@ -328,6 +328,7 @@ static void admit(stream *s, const void *data, size_t len, arena *a) {
 void generate_handle(call *c) {
     const void *data;
     size_t len;
+    c->reports_load = true;
     refusal r = {.kind = server_gate(c->srv, true)};
     if (r.kind == REFUSE_NONE && c->deadline_ns <= clock_now_ns())
         r = (refusal){.kind = REFUSE_DEADLINE, .key = "phase", .val = "waiting"};

@@ -118,7 +118,7 @@ static void serve_until_stopped(server *s, const sigset_t *signals) {
         const int n = next_signal(signals);
         if (is_stop(n)) return;
         if (n == SIGHUP) server_reload(s);
-        if (n == 0) server_poll_certificates(s);
+        if (n == 0) server_tick(s);
     }
 }
 

@@ -2,6 +2,7 @@
  * bound: slots are re-armed before any work, and load is shed by us. */
 #include "server/generate.h"
 #include "server/health.h"
+#include "server/orca.h"
 #include "server/unary.h"
 
 #define INFERENCE "/inferd.v1.Inference/"
@@ -14,6 +15,7 @@ const rpc_method RPC_METHODS[] = {
     {INFERENCE "ModelInfo", unary_model_info, 2, false},
     {INFERENCE "EngineStatus", unary_engine_status, 2, false},
     {INFERENCE "Abort", unary_abort, 2, false},
+    {"/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics", orca_stream, 1, false},
     {HEALTH "Check", health_check, 4, true},
     {HEALTH "List", health_list, 1, true},
     {HEALTH "Watch", health_watch, 2, true},

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/hash.h"
@@ -189,6 +191,7 @@ status server_open(const server_options *o, server **out, error *err) {
     if (!s) return error_set(err, E_NOMEM, "server: out of memory");
     s->options = *o;
     s->start_ns = clock_now_ns();
+    s->rates.seen_ns = s->start_ns;
     metrics_init(&s->metrics);
     atomic_store(&s->phase, SERVER_LOADING);
     atomic_store(&s->admitting, true);
@@ -239,7 +242,36 @@ void server_reload(server *s) {
     if (s->tls) reload_certificates(s);
 }
 
-void server_poll_certificates(server *s) {
+static void smooth(_Atomic double *rate, double now, double dt_s) {
+    const double k = dt_s < 5 ? dt_s / 5 : 1; /* five seconds of memory */
+    atomic_store(rate, atomic_load(rate) + k * (now - atomic_load(rate)));
+}
+
+static void measure_rates(server *s) {
+    struct rusage u;
+    const int64_t now = clock_now_ns();
+    const double dt_s = (double)(now - s->rates.seen_ns) * 1e-9;
+    if (dt_s < 0.1) return;
+    getrusage(RUSAGE_SELF, &u);
+    const double cpu_s = (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                         (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6;
+    uint64_t requests = 0;
+    for (int i = 0; i < OUTCOMES; i++) requests += atomic_load(&s->metrics.outcomes[i]);
+    const uint64_t errors = atomic_load(&s->metrics.outcomes[OUTCOME_FAILED]) +
+                            atomic_load(&s->metrics.outcomes[OUTCOME_REJECTED]);
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    smooth(&s->rates.requests, (double)(requests - s->rates.seen_requests) / dt_s, dt_s);
+    smooth(&s->rates.errors, (double)(errors - s->rates.seen_errors) / dt_s, dt_s);
+    smooth(&s->rates.cpu, (cpu_s - s->rates.seen_cpu_s) / dt_s / (double)(cores > 0 ? cores : 1),
+           dt_s);
+    s->rates.seen_requests = requests;
+    s->rates.seen_errors = errors;
+    s->rates.seen_cpu_s = cpu_s;
+    s->rates.seen_ns = now;
+}
+
+void server_tick(server *s) {
+    measure_rates(s);
     if (s->tls && tls_files_changed(s->tls)) reload_certificates(s);
 }
 

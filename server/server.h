@@ -67,8 +67,8 @@ const char *server_state_name(const server *s);
 
 /* Re-reads certificates and tokens; what is bad stays as it was, is logged and counted. */
 void server_reload(server *s);
-/* Now and then: certificates that were replaced are taken without a signal. */
-void server_poll_certificates(server *s);
+/* About every second: takes certificates that were replaced, without a signal; measures rates. */
+void server_tick(server *s);
 
 void server_begin_drain(server *s);    /* readiness falls, calls are still admitted */
 void server_stop_admission(server *s); /* Generate is refused with DRAINING */

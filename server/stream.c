@@ -8,6 +8,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 
+enum { DEADLINE_NEAR_MS = 5 };
+
 static void pump(stream *s);
 
 void stream_free(stream *s) {
@@ -44,8 +46,10 @@ static refusal end_of(const stream *s) {
     switch (s->box.end.end) {
     case END_FINISHED:
         break;
-    case END_CANCELLED:
-        r.kind = REFUSE_CANCELLED;
+    case END_CANCELLED: /* core ends a call at its deadline, and so do clients: we hear a cancel */
+        r.kind = s->c->deadline_ns - clock_now_ns() < DEADLINE_NEAR_MS * NS_PER_MS
+                     ? REFUSE_DEADLINE
+                     : REFUSE_CANCELLED;
         break;
     case END_DEADLINE:
         r.kind = REFUSE_DEADLINE;

@@ -131,10 +131,13 @@ static void *fake_main(void *arg) {
     return NULL;
 }
 
+static char fake_bytes[256]; /* every byte's text */
+
 static engine *fake_engine_open(void (*on_step)(void *, const step_report *), void *ctx,
                                 int step_us) {
     engine *e = calloc(1, sizeof *e);
     assert(e);
+    for (int i = 0; i < 256; i++) fake_bytes[i] = (char)i;
     pthread_mutex_init(&e->lock, NULL);
     e->on_step = on_step;
     e->on_step_ctx = ctx;
@@ -212,15 +215,13 @@ void token_list_free(token_list *l) {
     *l = (token_list){0};
 }
 const char *tokenizer_piece(const tokenizer *t, int32_t id, bool keep_special, size_t *len) {
-    static char bytes[256];
     (void)t;
     if (id >= 256) {
         *len = keep_special ? 5 : 0;
         return id == FAKE_BOS ? "<bos>" : "<eos>";
     }
-    bytes[id] = (char)id; /* always the same value */
     *len = 1;
-    return &bytes[id];
+    return &fake_bytes[id];
 }
 token_type tokenizer_type(const tokenizer *t, int32_t id) {
     return (void)t, id >= 256 ? TOKEN_CONTROL : TOKEN_NORMAL;

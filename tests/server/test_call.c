@@ -105,7 +105,7 @@ static void take(result *r, const Inferd__V1__GenerateResponse *m, const ask *a)
     r->n_messages++;
     r->n_tokens += (int)m->n_token_ids;
     if (a->logprobs) ck_assert_uint_eq(m->n_logprobs, m->n_token_ids);
-    memcpy(r->text[m->index] + r->len[m->index], m->text.data, m->text.len);
+    if (m->text.len > 0) memcpy(r->text[m->index] + r->len[m->index], m->text.data, m->text.len);
     r->len[m->index] += m->text.len;
     if (m->finish) {
         r->n_finished++;
