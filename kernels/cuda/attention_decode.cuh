@@ -16,12 +16,13 @@
  * Numerics: float32 scores, maximum, sum and accumulators; P in 16 bits; base-2 exponentials. The
  * order of additions depends on the item's bounds only. The last block to finish a split row merges
  * (its counter wraps to 0 by itself), always in slot order.
- * Source: FlashDecoding (Dao et al. 2023); online softmax (Milakov & Gimelshein 2018); our study. */
+ * Source: FlashDecoding (Dao et al. 2023); online softmax (Milakov & Gimelshein 2018); our study.
+ */
 #ifndef INFERD_KERNELS_CUDA_ATTENTION_DECODE_CUH
 #define INFERD_KERNELS_CUDA_ATTENTION_DECODE_CUH
 
-#include "kernels/cuda/attention_internal.h"
 #include "kernels/cuda/attention_device.cuh"
+#include "kernels/cuda/attention_internal.h"
 
 namespace decode {
 
@@ -32,13 +33,13 @@ template <int D_, int TYPE_, int W_, int TK_, int ST_, int SUBK_> struct shape {
     using L = kv_rows<D, TYPE == KV_I8 ? 1 : 2>;
     static constexpr int E = L::E, RB = L::RB, NS = L::NS;
     static constexpr int MT = TK / 16, NT = W * 32;
-    static constexpr int SUB = TK / SUBK;                    /* parts of a stage */
-    static constexpr int PART = L::head_bytes(SUBK);         /* bytes of a part */
-    static constexpr int STAGE = SUB * PART;                 /* bytes of a stage */
-    static constexpr int ROWS = SUBK * D * E;                /* V's rows behind K's in a part */
-    static constexpr int NX = (RB + 31) / 32;                /* 32-byte chunk pairs in a slab row */
-    static constexpr int KX = (D * E + 31) / 32;             /* chunk pairs in a row of D */
-    static constexpr int OPITCH = D + 4;                     /* floats; + 4 against conflicts */
+    static constexpr int SUB = TK / SUBK;            /* parts of a stage */
+    static constexpr int PART = L::head_bytes(SUBK); /* bytes of a part */
+    static constexpr int STAGE = SUB * PART;         /* bytes of a stage */
+    static constexpr int ROWS = SUBK * D * E;        /* V's rows behind K's in a part */
+    static constexpr int NX = (RB + 31) / 32;        /* 32-byte chunk pairs in a slab row */
+    static constexpr int KX = (D * E + 31) / 32;     /* chunk pairs in a row of D */
+    static constexpr int OPITCH = D + 4;             /* floats; + 4 against conflicts */
     static constexpr int N_COPIES = 2 * NS + (E == 1 ? 2 : 0);
     static_assert(N_COPIES <= 32 && SUB <= 32, "one lane a copy");
 };
@@ -51,10 +52,10 @@ template <class T> __device__ __forceinline__ int n_tiles(const attention_item &
 /* The warp's ring of stages: who fills it, and where it stands. */
 template <class T> struct ring {
     const decode_args &a;
-    uint32_t base, bar;      /* shared addresses: stages, one mbarrier each */
+    uint32_t base, bar; /* shared addresses: stages, one mbarrier each */
     int warp, lane;
-    int fill, take, phase;   /* next stage to fill, to use; parity of take's barrier */
-    int id, id_next;         /* KV block ids of parts 0..31 and 32..63 from the window's start */
+    int fill, take, phase; /* next stage to fill, to use; parity of take's barrier */
+    int id, id_next;       /* KV block ids of parts 0..31 and 32..63 from the window's start */
 
     __device__ __forceinline__ int load_ids(const attention_item &it, int first) const {
         const int part = first + lane;
@@ -90,8 +91,8 @@ template <class T> struct ring {
             __syncwarp(); /* as above */
             const char *src = a.kv + (size_t)pg * a.block_bytes + head;
             if (lane < 2 * T::NS) {
-                ptx::bulk_load(dst + lane * T::TK * T::RB,
-                               src + (size_t)(lane * page + at) * T::RB, T::TK * T::RB, b);
+                ptx::bulk_load(dst + lane * T::TK * T::RB, src + (size_t)(lane * page + at) * T::RB,
+                               T::TK * T::RB, b);
             } else if (lane < T::N_COPIES) {
                 const int v = lane - 2 * T::NS;
                 ptx::bulk_load(dst + 2 * T::ROWS + v * T::TK * 4,
@@ -115,8 +116,8 @@ template <class T> struct ring {
                 src = (size_t)(off / slab_bytes * page + at) * T::RB + off % slab_bytes;
             } else {
                 const int s = off - 2 * T::ROWS;
-                src = (size_t)2 * page * T::D * T::E +
-                      (size_t)(s / (T::SUBK * 4) * page + at) * 4 + s % (T::SUBK * 4);
+                src = (size_t)2 * page * T::D * T::E + (size_t)(s / (T::SUBK * 4) * page + at) * 4 +
+                      s % (T::SUBK * 4);
             }
             ptx::cp_async16(dst + c * 16, a.kv + (size_t)pg * a.block_bytes + head + src);
         }
@@ -133,7 +134,8 @@ template <class T> struct ring {
         for (int s = 0; s < T::ST; s++) {
             if (s < n) issue(it, s);
 #if !PTX_SM90
-            else ptx::cp_async_commit(); /* every stage is one group, so that waits can count */
+            else
+                ptx::cp_async_commit(); /* every stage is one group, so that waits can count */
 #endif
         }
     }
@@ -151,7 +153,8 @@ template <class T> struct ring {
         __syncwarp(); /* every lane has read the stage */
         if (i + T::ST < n) issue(it, i + T::ST);
 #if !PTX_SM90
-        else ptx::cp_async_commit();
+        else
+            ptx::cp_async_commit();
 #endif
         if (++take == T::ST) {
             take = 0;
@@ -220,7 +223,8 @@ template <class T> struct lanes {
 #pragma unroll
         for (int x = 0; x < T::NX; x++) { /* head_dim 80 in I8: the last pair is one chunk */
             k[x] = kr * T::RB + (min(x * 2 + kc, T::RB / 16 - 1) ^ T::L::swizzle(kr)) * 16;
-            v[x] = T::ROWS + vr * T::RB + (min(x * 2 + vc, T::RB / 16 - 1) ^ T::L::swizzle(vr)) * 16;
+            v[x] =
+                T::ROWS + vr * T::RB + (min(x * 2 + vc, T::RB / 16 - 1) ^ T::L::swizzle(vr)) * 16;
         }
     }
     static __device__ __forceinline__ uint32_t tile(int x, int mt) {
@@ -303,8 +307,7 @@ __device__ __forceinline__ void mask_tail(float (&s)[T::MT][4], float (&vs)[T::M
     constexpr int CHUNKS = T::D * T::E / 16;
     for (int j = lane; j < (T::TK - left) * CHUNKS; j += 32) {
         const int r = left + j / CHUNKS, c = j % CHUNKS;
-        ptx::zero16_shared(stage + r / T::SUBK * T::PART +
-                           T::L::chunk(T::SUBK, 1, r % T::SUBK, c));
+        ptx::zero16_shared(stage + r / T::SUBK * T::PART + T::L::chunk(T::SUBK, 1, r % T::SUBK, c));
     }
 #if PTX_SM90
     ptx::proxy_fence(); /* before the copy engine writes here again */
@@ -419,8 +422,16 @@ __global__ void __launch_bounds__(T::NT) attention_decode_kernel(const decode_ar
     int *flag = (int *)(sml + T::W * 8);
     attention_item it = load_item(a.items + blockIdx.x);
     if (it.row < 0) return;
-    ring<T> r{a, ptx::smem(sm) + warp * T::ST * T::STAGE, ptx::smem(flag + 4) + warp * T::ST * 8,
-              warp, lane, 0, 0, 0, 0, 0};
+    ring<T> r{a,
+              ptx::smem(sm) + warp * T::ST * T::STAGE,
+              ptx::smem(flag + 4) + warp * T::ST * 8,
+              warp,
+              lane,
+              0,
+              0,
+              0,
+              0,
+              0};
 #if PTX_SM90
     if (lane == 0) {
         for (int s = 0; s < T::ST; s++) ptx::mbar_init(r.bar + s * 8, 1);
@@ -431,8 +442,10 @@ __global__ void __launch_bounds__(T::NT) attention_decode_kernel(const decode_ar
     ptx::pdl_trigger();
     r.start(it);
     int n_next = n_tiles<T>(it, warp);
-    /* Old keys may be read before the previous kernel ends, the one being written may not. */
-    const bool early = it.k1 < it.kv_len;
+    /* Old keys may be read before the previous kernel ends, the one being written may not: it lies
+     * in the item's last tile, which is in the first stages of one warp, or of none. */
+    const int last = (it.k1 - it.k0 - 1) / T::TK;
+    const bool early = it.k1 < it.kv_len || last % T::W != warp || last / T::W >= T::ST;
     if (!early) ptx::pdl_wait();
     r.prologue(it, n_next);
     if (early) ptx::pdl_wait();

@@ -4,8 +4,8 @@
 #include "kernels/cuda/attention_decode_table.cuh"
 
 template <int KIND> static decode_kernel pick(int variant) {
-    return variant == DECODE_SMALL ? entry<256, KIND, 2, 16, 2, 16>()
-                                   : entry<256, KIND, 4, 16, KIND == KV_I8 ? 3 : 2, 16>();
+    return variant == DECODE_SMALL ? entry<256, KIND, 2, 16, 2, 16>() : entry < 256, KIND, 4, 16,
+           KIND == KV_I8 ? 3 : 2, 16 > ();
 }
 
 decode_kernel decode_kernel_d256(int kind, int block_tokens, int variant) {

@@ -5,7 +5,7 @@
 template <int KIND> static decode_kernel pick(int subk, int variant) {
     if (variant == DECODE_SMALL) return entry_subk<64, KIND, 4, 32, 2>(subk);
     if (variant == DECODE_FEW) return entry_subk<64, KIND, 8, 32, 2>(subk);
-    return entry_subk<64, KIND, 4, 32, KIND == KV_I8 ? 3 : 2>(subk);
+    return entry_subk < 64, KIND, 4, 32, KIND == KV_I8 ? 3 : 2 > (subk);
 }
 
 decode_kernel decode_kernel_d64(int kind, int block_tokens, int variant) {

@@ -1,11 +1,10 @@
-/* Plain attention: any layout, any even head_dim <= 256, any group; the reference of the tensor-core
- * kernels and the fallback for shapes that they are not built for.
- *   out[r,h,:] = softmax(q[r,h,:] K^T * scale) V over keys [max(0, pos + 1 - window), pos]
- *   grid (rows, n_heads), 128 threads: each of 4 warps takes every fourth key, lanes share head_dim
- *   bytes: every query head reads its keys itself; no target, small models only
- *   numerics: float32 throughout; keys in ascending order within a warp, warps merged in order, so a
- *   row's bits depend on its own keys alone
- * Source: online softmax (Milakov & Gimelshein 2018). */
+/* Plain attention: any layout, any even head_dim <= 256, any group; the reference of the
+ * tensor-core kernels and the fallback for shapes that they are not built for. out[r,h,:] =
+ * softmax(q[r,h,:] K^T * scale) V over keys [max(0, pos + 1 - window), pos] grid (rows, n_heads),
+ * 128 threads: each of 4 warps takes every fourth key, lanes share head_dim bytes: every query head
+ * reads its keys itself; no target, small models only numerics: float32 throughout; keys in
+ * ascending order within a warp, warps merged in order, so a row's bits depend on its own keys
+ * alone Source: online softmax (Milakov & Gimelshein 2018). */
 #include "kernels/cuda/attention_device.cuh"
 
 #define PLAIN_WARPS 4
@@ -37,9 +36,12 @@ template <int TYPE> __device__ static float load_query(const void *q, size_t i) 
 }
 
 __device__ static void store_elem(void *out, int type, size_t i, float v) {
-    if (type == DTYPE_F32) ((float *)out)[i] = v;
-    else if (type == DTYPE_BF16) ((__nv_bfloat16 *)out)[i] = __float2bfloat16(v);
-    else ((__half *)out)[i] = __float2half(to_f16_range(v));
+    if (type == DTYPE_F32)
+        ((float *)out)[i] = v;
+    else if (type == DTYPE_BF16)
+        ((__nv_bfloat16 *)out)[i] = __float2bfloat16(v);
+    else
+        ((__half *)out)[i] = __float2half(to_f16_range(v));
 }
 
 template <int TYPE>
@@ -120,11 +122,20 @@ status attention_plain_launch(const attention *a, const attention_args *args, in
     const dim3 grid((unsigned)rows, (unsigned)a->n_heads);
     const int threads = PLAIN_WARPS * 32;
     switch (a->kv.type) {
-    case DTYPE_F32: attention_plain_kernel<DTYPE_F32><<<grid, threads, 0, stream>>>(p); break;
-    case DTYPE_F16: attention_plain_kernel<DTYPE_F16><<<grid, threads, 0, stream>>>(p); break;
-    case DTYPE_BF16: attention_plain_kernel<DTYPE_BF16><<<grid, threads, 0, stream>>>(p); break;
-    case DTYPE_I8: attention_plain_kernel<DTYPE_I8><<<grid, threads, 0, stream>>>(p); break;
-    default: return E_UNSUPPORTED;
+    case DTYPE_F32:
+        attention_plain_kernel<DTYPE_F32><<<grid, threads, 0, stream>>>(p);
+        break;
+    case DTYPE_F16:
+        attention_plain_kernel<DTYPE_F16><<<grid, threads, 0, stream>>>(p);
+        break;
+    case DTYPE_BF16:
+        attention_plain_kernel<DTYPE_BF16><<<grid, threads, 0, stream>>>(p);
+        break;
+    case DTYPE_I8:
+        attention_plain_kernel<DTYPE_I8><<<grid, threads, 0, stream>>>(p);
+        break;
+    default:
+        return E_UNSUPPORTED;
     }
     return cudaGetLastError() == cudaSuccess ? OK : E_DEVICE;
 }

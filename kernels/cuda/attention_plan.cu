@@ -41,8 +41,8 @@ static bool uses_decode(const attention *a) {
 }
 
 /* Blocks of a few rows all run at once: more pieces than blocks would wait for a second round. With
- * more rows half a round is left to cut the longest of mixed lengths. Every padding block costs: 264
- * of them made 64 blocks of 512 keys 1.4 us slower (H200). */
+ * more rows half a round is left to cut the longest of mixed lengths. Every padding block costs:
+ * 264 of them made 64 blocks of 512 keys 1.4 us slower (H200). */
 extern "C" int attention_decode_grid(const attention *a, int n_decode_bucket) {
     if (!uses_decode(a) || n_decode_bucket < 1) return 0;
     const int base = n_decode_bucket * row_items(a);
@@ -110,8 +110,8 @@ static lengths measure(const attention *a, const step *s, int tile) {
 }
 
 /* Keys of a piece: the least of the cost model; at most `bound` items. */
-static int choose_chunk(const attention *a, const step *s, const lengths *len, int unit,
-                        int tile, int bound) {
+static int choose_chunk(const attention *a, const step *s, const lengths *len, int unit, int tile,
+                        int bound) {
     const int scale_bytes = a->kv.type == DTYPE_I8 ? 2 * (int)sizeof(float) : 0;
     const double key_bytes = 2.0 * a->kv.head_dim * a->kv.elem_bytes + scale_bytes;
     double best = 1e30;
@@ -143,8 +143,8 @@ static int choose_chunk(const attention *a, const step *s, const lengths *len, i
 }
 
 /* Appends the items of a row; returns the slots used so far. */
-static int add_row(const attention *a, const step *s, int row, int chunk, int unit,
-                   int tile, attention_item *items, int *n_items, int slots) {
+static int add_row(const attention *a, const step *s, int row, int chunk, int unit, int tile,
+                   attention_item *items, int *n_items, int slots) {
     const int kv_len = s->kv_len[row], low = first_key(a, kv_len, tile);
     const int keys = kv_len - low;
     int pieces = ceil_div(keys, chunk);

@@ -17,7 +17,9 @@
 
 enum { BLOCKS_MAX = 1024, PIECE_MIN = 4, SLOTS_A_BLOCK = 4 };
 
-static int ceil_div(int a, int b) { return (a + b - 1) / b; }
+static int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
 
 size_t attention_tiles_max(const attention *a) {
     if (!a->kv.tensor_core) return 0;
@@ -54,7 +56,8 @@ static void key_range(const attention *a, int n_rows, int kv_len, int packed0, i
     *end = ceil_div(last + 1, keys);
 }
 
-/* All tiles, those over 5/4 goal cut into pieces of about goal key tiles. False: too many pieces. */
+/* All tiles, those over 5/4 goal cut into pieces of about goal key tiles. False: too many pieces.
+ */
 static bool cut_tiles(builder *b, int goal) {
     const attention *a = b->a;
     b->n = b->n_slots = 0;

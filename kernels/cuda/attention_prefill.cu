@@ -1,5 +1,5 @@
-/* The wgmma prefill kernels: see attention_prefill.cuh. Ping-pong pays for head_dim 64 and 96 and for
- * cut tiles; at 128 the free-running order is as fast or faster (study: -14 to +13 %). */
+/* The wgmma prefill kernels: see attention_prefill.cuh. Ping-pong pays for head_dim 64 and 96 and
+ * for cut tiles; at 128 the free-running order is as fast or faster (study: -14 to +13 %). */
 #include "kernels/cuda/attention_prefill.cuh"
 
 template <int D, bool BF16, bool PP, bool FULL> static prefill_kernel entry() {
@@ -9,10 +9,14 @@ template <int D, bool BF16, bool PP, bool FULL> static prefill_kernel entry() {
 
 template <bool BF16> static prefill_kernel pick(int dim, bool full) {
     switch (dim) {
-    case 64: return full ? entry<64, BF16, true, true>() : entry<64, BF16, true, false>();
-    case 96: return full ? entry<96, BF16, true, true>() : entry<96, BF16, true, false>();
-    case 128: return full ? entry<128, BF16, true, true>() : entry<128, BF16, false, false>();
-    default: return prefill_kernel{};
+    case 64:
+        return full ? entry<64, BF16, true, true>() : entry<64, BF16, true, false>();
+    case 96:
+        return full ? entry<96, BF16, true, true>() : entry<96, BF16, true, false>();
+    case 128:
+        return full ? entry<128, BF16, true, true>() : entry<128, BF16, false, false>();
+    default:
+        return prefill_kernel{};
     }
 }
 

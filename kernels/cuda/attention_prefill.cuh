@@ -4,19 +4,18 @@
  *   q, out [rows, n_heads, D] 16-bit; K, V in the paged pool (kv_layout.h)
  *   Rows of the M dimension are packed (token, head in group) pairs, so short chunks of a
  *   grouped-query model still fill 128-row tiles and a K/V read serves the whole group.
- *   grid: at most one block a multiprocessor, each a chain of tiles from the host's plan; block: two
- *   consumer warpgroups of 64 rows, one producer warpgroup (warp 0: K and V, warps 1-3: Q)
- *   shared memory: Q 128 x D, ring of 2 (D 64: 3) stages of 128 keys of K and V
- *   flops: 4 * D * n_heads * keys a row: 8B, 2,048 rows: 34 GFLOP = 44 us at 772 TFLOP/s;
- *   8,192 rows: 550 GFLOP = 712 us
+ *   grid: at most one block a multiprocessor, each a chain of tiles from the host's plan; block:
+ * two consumer warpgroups of 64 rows, one producer warpgroup (warp 0: K and V, warps 1-3: Q) shared
+ * memory: Q 128 x D, ring of 2 (D 64: 3) stages of 128 keys of K and V flops: 4 * D * n_heads *
+ * keys a row: 8B, 2,048 rows: 34 GFLOP = 44 us at 772 TFLOP/s; 8,192 rows: 550 GFLOP = 712 us
  *
  * S of tile j and O of tile j + 1 are in flight together; the softmax hides behind P V. The pool's
  * slabs carry exactly wgmma's own swizzle, so a tile arrives by 1-D bulk copies, one a block and
  * slab, without tensor maps. The pool holds finite values only: masked keys get P = 0.
  *
- * Numerics: float32 scores, softmax state and accumulators; P in 16 bits. Key tiles are taken from the
- * last to the first; a tile that is cut along its keys is merged in slot order by the last piece.
- * Source: FlashAttention-2 and -3 (Dao 2023; Shah et al. 2024); our study. */
+ * Numerics: float32 scores, softmax state and accumulators; P in 16 bits. Key tiles are taken from
+ * the last to the first; a tile that is cut along its keys is merged in slot order by the last
+ * piece. Source: FlashAttention-2 and -3 (Dao 2023; Shah et al. 2024); our study. */
 #ifndef INFERD_KERNELS_CUDA_ATTENTION_PREFILL_CUH
 #define INFERD_KERNELS_CUDA_ATTENTION_PREFILL_CUH
 
@@ -25,8 +24,9 @@
 
 namespace prefill {
 
-/* Two consumer warpgroups; PP: they take turns at the tensor cores. FULL: also serves plans that cut
- * tiles, and windows; that code's mere presence costs 3-13 %, so there is a kernel without it. */
+/* Two consumer warpgroups; PP: they take turns at the tensor cores. FULL: also serves plans that
+ * cut tiles, and windows; that code's mere presence costs 3-13 %, so there is a kernel without it.
+ */
 template <int D_, bool BF16_, bool PP_, bool FULL_> struct shape {
     static constexpr int D = D_, BN = 128, NWG = 2, BM = NWG * 64, ST = D == 64 ? 3 : 2;
     static constexpr bool BF16 = BF16_, PP = PP_, FULL = FULL_;
@@ -36,8 +36,8 @@ template <int D_, bool BF16_, bool PP_, bool FULL_> struct shape {
     static constexpr int SMEM = Q_BYTES + ST * TILE_BYTES * 2 + (2 + 4 * ST) * 8 + 1024;
     static constexpr int THREADS = (NWG + 1) * 128;
     /* Descriptor bits: swizzle mode, 8-row stride, leading offset. */
-    static constexpr uint64_t D_BASE =
-        (uint64_t)(SW == 64 ? 1 : 2) << 62 | (uint64_t)(8 * RB >> 4) << 32;
+    static constexpr uint64_t D_BASE = (uint64_t)(SW == 64 ? 1 : 2) << 62 | (uint64_t)(8 * RB >> 4)
+                                                                                << 32;
     static constexpr uint64_t D_K = D_BASE | 1ull << 16;
     static constexpr uint64_t D_V = D_BASE | (uint64_t)(BN * RB >> 4) << 16;
 };
@@ -68,8 +68,7 @@ __device__ __forceinline__ attention_tile load_tile(const attention_tile *p) {
 __device__ __forceinline__ size_t packed_row(const prefill_args &a, const attention_tile &t, int r,
                                              int dim) {
     const int token = r / a.group;
-    return ((size_t)(t.row0 + token) * a.n_heads + t.kv_head * a.group + r - token * a.group) *
-           dim;
+    return ((size_t)(t.row0 + token) * a.n_heads + t.kv_head * a.group + r - token * a.group) * dim;
 }
 
 #if WGMMA_BUILT
@@ -89,10 +88,9 @@ __device__ __forceinline__ void produce_kv(const prefill_args &a, const layout<T
         };
         int id = lane < n_copies ? block_of(t.tile_end - 1) : 0;
         for (int j = t.tile_end - 1; j >= t.tile_begin; j--) {
-            const char *src = a.kv + (size_t)id * a.block_bytes +
-                              (size_t)t.kv_head * a.head_bytes + slab * page * T::RB;
-            const uint32_t off =
-                s * T::TILE_BYTES + slab * T::BN * T::RB + pg * page * T::RB;
+            const char *src = a.kv + (size_t)id * a.block_bytes + (size_t)t.kv_head * a.head_bytes +
+                              slab * page * T::RB;
+            const uint32_t off = s * T::TILE_BYTES + slab * T::BN * T::RB + pg * page * T::RB;
             if (j > t.tile_begin && lane < n_copies) id = block_of(j - 1);
             ptx::mbar_wait(m.k_empty + s * 8, phase);
             if (lane == 0) ptx::mbar_expect(m.k_full + s * 8, T::TILE_BYTES);
@@ -141,8 +139,8 @@ __device__ __forceinline__ void produce_q(const prefill_args &a, const layout<T>
     }
 }
 
-/* One consumer warpgroup: w is 0 or 1. A thread holds rows row, row + 8 and columns (lane % 4) * 2 of
- * every 8. */
+/* One consumer warpgroup: w is 0 or 1. A thread holds rows row, row + 8 and columns (lane % 4) * 2
+ * of every 8. */
 template <class T> struct consumer {
     const prefill_args &a;
     const layout<T> &m;
@@ -266,7 +264,7 @@ template <class T> struct consumer {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 p[k * 4 + i] =
-                    pack<T::BF16 ? KV_BF16 : KV_F16>(s[k * 8 + i * 2], s[k * 8 + i * 2 + 1]);
+                    pack < T::BF16 ? KV_BF16 : KV_F16 > (s[k * 8 + i * 2], s[k * 8 + i * 2 + 1]);
             }
         }
     }
@@ -323,8 +321,8 @@ template <class T> struct consumer {
             l1 += __shfl_xor_sync(ptx::FULL, l1, q);
         }
     }
-    /* The piece's state to its slot, in fragment order; the last piece of a tile to arrive takes the
-     * sum of all in slot order. False: another piece will. */
+    /* The piece's state to its slot, in fragment order; the last piece of a tile to arrive takes
+     * the sum of all in slot order. False: another piece will. */
     __device__ __forceinline__ bool merge(const attention_tile &t, volatile int *flag) {
         const int th = threadIdx.x & 127;
         const size_t own = (size_t)t.slot * T::NWG + w;
@@ -345,8 +343,7 @@ template <class T> struct consumer {
         m0 = m1 = -INFINITY;
         l0 = l1 = 0.0f;
         for (int k = 0; k < t.n_split; k++) {
-            const float4 x =
-                __ldcg(a.partial_ml + ((size_t)(t.slot0 + k) * T::NWG + w) * 128 + th);
+            const float4 x = __ldcg(a.partial_ml + ((size_t)(t.slot0 + k) * T::NWG + w) * 128 + th);
             m0 = fmaxf(m0, x.x);
             m1 = fmaxf(m1, x.z);
         }
@@ -465,8 +462,10 @@ __global__ void __launch_bounds__(T::THREADS, 1) attention_prefill_kernel(const 
     ptx::pdl_wait();
     if (group == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (warp == 0) produce_kv<T>(a, m, lane);
-        else produce_q<T>(a, m, threadIdx.x - 32, lane);
+        if (warp == 0)
+            produce_kv<T>(a, m, lane);
+        else
+            produce_q<T>(a, m, threadIdx.x - 32, lane);
         return;
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");

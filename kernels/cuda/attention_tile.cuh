@@ -9,9 +9,8 @@
  *
  * Numerics: float32 scores, state and accumulators, P in 16 bits, key tiles in ascending order at
  * fixed places. The running maximum is kept in base-2 units, so a tile in which a row sees nothing
- * multiplies its state by exactly 1: a row's bits depend on its own query and keys alone, not on the
- * rows around it, on chunking or on block_tokens.
- * Source: FlashAttention-2 (Dao 2023). */
+ * multiplies its state by exactly 1: a row's bits depend on its own query and keys alone, not on
+ * the rows around it, on chunking or on block_tokens. Source: FlashAttention-2 (Dao 2023). */
 #ifndef INFERD_KERNELS_CUDA_ATTENTION_TILE_CUH
 #define INFERD_KERNELS_CUDA_ATTENTION_TILE_CUH
 
@@ -23,8 +22,8 @@ template <int D_, int TYPE_, int BN_> struct shape {
     static constexpr int D = D_, TYPE = TYPE_, BN = BN_, BM = 64, THREADS = 128;
     static constexpr int MMA = TYPE == KV_BF16 ? KV_BF16 : KV_F16; /* I8 computes in halves */
     static constexpr int E = TYPE == KV_I8 ? 1 : 2;
-    using L = kv_rows<D, 2>;  /* of what is computed with */
-    using S = kv_rows<D, E>;  /* of the pool */
+    using L = kv_rows<D, 2>; /* of what is computed with */
+    using S = kv_rows<D, E>; /* of the pool */
     static constexpr int RB = L::RB, Q_BYTES = BM * D * 2, TILE = BN * D * 2;
     static constexpr int STAGE = E == 2 ? 2 * TILE : S::head_bytes(BN); /* as it comes */
     static constexpr int SMEM = Q_BYTES + 2 * STAGE + (E == 1 ? 2 * TILE : 0);
@@ -45,8 +44,7 @@ __device__ __forceinline__ size_t packed_row(const prefill_args &a, const attent
 }
 
 template <class T>
-__device__ __forceinline__ void load_q(const prefill_args &a, const attention_tile &t,
-                                       uint32_t q) {
+__device__ __forceinline__ void load_q(const prefill_args &a, const attention_tile &t, uint32_t q) {
     for (int e = threadIdx.x; e < T::BM * (T::D / 8); e += T::THREADS) {
         const int r = e / (T::D / 8), c = e % (T::D / 8);
         const int row = min(t.packed0 + r, t.n_rows * a.group - 1);
@@ -55,60 +53,66 @@ __device__ __forceinline__ void load_q(const prefill_args &a, const attention_ti
     }
 }
 
-/* Keys [j * BN, (j + 1) * BN) as they lie in the pool, in the stage's own slabs of BN rows. Keys
- * behind the last are read from its block: finite, and masked. */
+/* Keys [j * BN, (j + 1) * BN) as they lie in the pool, in the stage's own slabs of BN rows; a
+ * thread keeps its chunk column and goes down the rows. Keys behind the last are read from its
+ * block: finite, and masked. */
 template <class T>
 __device__ __forceinline__ void load_kv(const prefill_args &a, const attention_tile &t, int j,
                                         uint32_t stage) {
-    constexpr int CHUNKS = T::D * T::E / 16;
+    constexpr int CHUNKS = T::D * T::E / 16, ROWS = T::THREADS / CHUNKS; /* rows a round */
     const int page = 1 << a.block_shift, last = (t.kv_len - 1) >> a.block_shift;
     const char *heads = a.kv + (size_t)t.kv_head * a.head_bytes;
-    for (int e = threadIdx.x; e < 2 * T::BN * CHUNKS; e += T::THREADS) {
-        const int v = e / (T::BN * CHUNKS), r = e / CHUNKS % T::BN, c = e % CHUNKS;
-        const int key = j * T::BN + r;
-        const int id = __ldg(a.block + t.i_block + min(key >> a.block_shift, last));
+    const int32_t *block = a.block + t.i_block;
+    const int c = threadIdx.x % CHUNKS, r0 = threadIdx.x / CHUNKS;
+    const int slab = c / T::S::CW, column = c % T::S::CW;
+    const int v_src = page * T::D * T::E;
+    constexpr int V_DST = T::BN * T::D * T::E;
+#pragma unroll
+    for (int i = 0; i < (T::BN + ROWS - 1) / ROWS; i++) {
+        const int r = r0 + i * ROWS, key = j * T::BN + r;
+        if (T::THREADS % CHUNKS != 0 && r0 >= ROWS) break;
+        if (T::BN % ROWS != 0 && r >= T::BN) break;
+        const int id = __ldg(block + min(key >> a.block_shift, last));
         const int token = key & (page - 1);
         /* The swizzle depends on the row's number modulo 8 only, the same in pool and stage. */
-        const int slab = c / T::S::CW, in = (c % T::S::CW ^ T::S::swizzle(token)) * 16;
-        const int src = v * page * T::D * T::E + (slab * page + token) * T::S::RB + in;
-        const int dst = v * T::BN * T::D * T::E + (slab * T::BN + r) * T::S::RB + in;
-        ptx::cp_async16(stage + dst, heads + (size_t)id * a.block_bytes + src);
+        const int in = (column ^ T::S::swizzle(r)) * 16;
+        const char *src =
+            heads + (size_t)id * a.block_bytes + (slab * page + token) * T::S::RB + in;
+        const uint32_t dst = stage + (slab * T::BN + r) * T::S::RB + in;
+        ptx::cp_async16(dst, src);
+        ptx::cp_async16(dst + V_DST, src + v_src);
     }
     if constexpr (T::E == 1) { /* scales: 4 keys a copy */
         for (int e = threadIdx.x; e < 2 * T::BN / 4; e += T::THREADS) {
             const int v = e / (T::BN / 4), r = e % (T::BN / 4) * 4, key = j * T::BN + r;
-            const int id = __ldg(a.block + t.i_block + min(key >> a.block_shift, last));
+            const int id = __ldg(block + min(key >> a.block_shift, last));
             const int src = 2 * page * T::D + (v * page + (key & (page - 1))) * 4;
-            ptx::cp_async16(stage + 2 * T::BN * T::D + (v * T::BN + r) * 4,
+            ptx::cp_async16(stage + 2 * V_DST + (v * T::BN + r) * 4,
                             heads + (size_t)id * a.block_bytes + src);
         }
     }
 }
 
-/* I8 stage to K and V tiles in halves. */
+/* I8 stage to K and V tiles in halves, without their scales. */
 template <class T> __device__ __forceinline__ void convert_i8(const char *stage, char *tile) {
     constexpr int CHUNKS = T::D / 16;
-    const float *scale = (const float *)(stage + 2 * T::BN * T::D);
     for (int e = threadIdx.x; e < 2 * T::BN * CHUNKS; e += T::THREADS) {
         const int v = e / (T::BN * CHUNKS), r = e / CHUNKS % T::BN, c = e % CHUNKS;
-        const int4 x = *(const int4 *)(stage + v * T::BN * T::D + chunk_at<typename T::S>(T::BN, r, c));
-        const float s = scale[v * T::BN + r];
-        const int8_t *b = (const int8_t *)&x;
-        uint32_t y[8];
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            y[i] = ptx::pack_f16((float)b[2 * i] * s, (float)b[2 * i + 1] * s);
-        }
+        const char *src = stage + v * T::BN * T::D + chunk_at<typename T::S>(T::BN, r, c);
+        const uint4 x = *(const uint4 *)src;
+        uint4 y, z;
+        i8_pairs_k(x.x, y.x, y.y);
+        i8_pairs_k(x.y, y.z, y.w);
+        i8_pairs_k(x.z, z.x, z.y);
+        i8_pairs_k(x.w, z.z, z.w);
         char *dst = tile + v * T::TILE;
-        *(uint4 *)(dst + chunk_at<typename T::L>(T::BN, r, 2 * c)) =
-            make_uint4(y[0], y[1], y[2], y[3]);
-        *(uint4 *)(dst + chunk_at<typename T::L>(T::BN, r, 2 * c + 1)) =
-            make_uint4(y[4], y[5], y[6], y[7]);
+        *(uint4 *)(dst + chunk_at<typename T::L>(T::BN, r, 2 * c)) = y;
+        *(uint4 *)(dst + chunk_at<typename T::L>(T::BN, r, 2 * c + 1)) = z;
     }
 }
 
-/* 16 rows x 16 values at (r0, k-step k) of a tile of n rows: a lane's ldmatrix address. Matrices: rows
- * 0-7 and 8-15 of the first 8 values, then of the second 8. */
+/* 16 rows x 16 values at (r0, k-step k) of a tile of n rows: a lane's ldmatrix address. Matrices:
+ * rows 0-7 and 8-15 of the first 8 values, then of the second 8. */
 template <class T>
 __device__ __forceinline__ uint32_t lane_at(uint32_t tile, int n, int r0, int k, int lane) {
     return tile + chunk_at<typename T::L>(n, r0 + (lane & 15), 2 * k + (lane >> 4));
@@ -145,6 +149,18 @@ template <class T> struct rows16 {
                 mma<T::MMA>(s[2 * n], a, f[0], f[2]);
                 mma<T::MMA>(s[2 * n + 1], a, f[1], f[3]);
             }
+        }
+    }
+    /* I8: each key's scale, K's into the scores, V's into the weights. */
+    static __device__ __forceinline__ void scale_keys(float (&s)[T::BN / 8][4], const float *scale,
+                                                      int lane) {
+#pragma unroll
+        for (int n = 0; n < T::BN / 8; n++) {
+            const float2 k = *(const float2 *)(scale + n * 8 + (lane & 3) * 2);
+            s[n][0] *= k.x;
+            s[n][1] *= k.y;
+            s[n][2] *= k.x;
+            s[n][3] *= k.y;
         }
     }
     /* s to weights; the state follows. lim: last key that each row sees; low: last key it no longer
@@ -218,9 +234,12 @@ template <class T> struct rows16 {
 };
 
 __device__ __forceinline__ void store_pair(void *out, int type, size_t i, float x, float y) {
-    if (type == DTYPE_F32) *(float2 *)((float *)out + i) = make_float2(x, y);
-    else if (type == DTYPE_BF16) *(uint32_t *)((uint16_t *)out + i) = ptx::pack_bf16(x, y);
-    else *(uint32_t *)((uint16_t *)out + i) = ptx::pack_f16(to_f16_range(x), to_f16_range(y));
+    if (type == DTYPE_F32)
+        *(float2 *)((float *)out + i) = make_float2(x, y);
+    else if (type == DTYPE_BF16)
+        *(uint32_t *)((uint16_t *)out + i) = ptx::pack_bf16(x, y);
+    else
+        *(uint32_t *)((uint16_t *)out + i) = ptx::pack_f16(to_f16_range(x), to_f16_range(y));
 }
 
 template <class T>
@@ -290,8 +309,12 @@ __global__ void __launch_bounds__(T::THREADS) attention_tile_kernel(const prefil
             }
         }
         float s[T::BN / 8][4];
+        const float *scales = (const float *)(sm + T::Q_BYTES + now * T::STAGE +
+                                              2 * T::BN * T::D * T::E); /* I8 only */
         w.scores(s, k_tile, q_tile, warp, lane);
+        if constexpr (T::E == 1) w.scale_keys(s, scales, lane);
         w.softmax(s, a.scale_log2, j * T::BN, lim0, lim1, low0, low1, lane);
+        if constexpr (T::E == 1) w.scale_keys(s, scales + T::BN, lane);
         w.values(s, k_tile + T::TILE, lane);
         __syncthreads(); /* the stage (and the halves) may be overwritten */
     }

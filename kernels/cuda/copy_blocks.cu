@@ -42,7 +42,7 @@ extern "C" status cuda_copy_blocks(void *pool, int n_layers, int n_blocks, size_
         const dim3 grid((unsigned)((block_bytes + span - 1) / span), (unsigned)n_layers,
                         (unsigned)n);
         copy_blocks_kernel<<<grid, COPY_THREADS, 0, stream>>>((char *)pool, (size_t)n_blocks,
-                                                             block_bytes, copies, at);
+                                                              block_bytes, copies, at);
         if (cudaGetLastError() != cudaSuccess) return E_DEVICE;
     }
     return OK;

@@ -6,7 +6,7 @@ static bool tensor_core_dim(int d) {
 }
 
 extern "C" status cuda_kv_layout_init(kv_layout *l, dtype type, int head_dim, int n_kv_heads,
-                                 int block_tokens, error *err) {
+                                      int block_tokens, error *err) {
     if (type != DTYPE_F32 && type != DTYPE_F16 && type != DTYPE_BF16 && type != DTYPE_I8) {
         const dtype_info *info = dtype_get(type);
         return error_set(err, E_UNSUPPORTED, "cuda: KV type %s is not built (F32, F16, BF16, I8)",
@@ -17,8 +17,9 @@ extern "C" status cuda_kv_layout_init(kv_layout *l, dtype type, int head_dim, in
                          head_dim, KV_HEAD_DIM_MAX);
     }
     if (block_tokens != 16 && block_tokens != 32 && block_tokens != 64) {
-        return error_set(err, E_UNSUPPORTED, "cuda: KV blocks of %d tokens are not built (16, 32, "
-                                             "64)",
+        return error_set(err, E_UNSUPPORTED,
+                         "cuda: KV blocks of %d tokens are not built (16, 32, "
+                         "64)",
                          block_tokens);
     }
     if (n_kv_heads < 1) return error_set(err, E_INVAL, "cuda: %d KV heads", n_kv_heads);

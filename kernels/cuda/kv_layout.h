@@ -6,16 +6,17 @@
  *   rows   [slab][token][slab row]: a row of head_dim values is cut into slabs of row_bytes
  *
  * Tensor-core layout (F16, BF16, I8; head_dim 64, 80, 96, 128, 256): the 16-byte chunks of a slab
- * row are stored at chunk ^ swizzle(token), so that one head of one block is one bulk copy, ldmatrix
- * reads the copy without bank conflicts, and wgmma reads it as its own 128/64/32-byte swizzle.
- *   16-bit: slab row 128 bytes (head_dim 64, 128, 256), 64 (96), 32 (80)
- *   I8:     slab row 128 bytes (128, 256), 64 (64), 96 (96), 80 (80)
- * Plain layout (F32, or any other even head_dim <= 256): one slab, no swizzle.
+ * row are stored at chunk ^ swizzle(token), so that one head of one block is one bulk copy,
+ * ldmatrix reads the copy without bank conflicts, and wgmma reads it as its own 128/64/32-byte
+ * swizzle. 16-bit: slab row 128 bytes (head_dim 64, 128, 256), 64 (96), 32 (80) I8:     slab row
+ * 128 bytes (128, 256), 64 (64), 96 (96), 80 (80) Plain layout (F32, or any other even head_dim <=
+ * 256): one slab, no swizzle.
  *
  * I8: x = scale * q, q in [-127, 127], scale = max|x| / 127 over the head's row; 1 for a zero row.
  * Appended values are finite always: NaN becomes 0, infinities the largest value of the type. A
  * masked key has probability 0, and 0 * NaN would leak; the pool must be zeroed once for the same
- * reason. Source: shared study of paged attention on Hopper; PTX ISA, wgmma shared-memory layouts. */
+ * reason. Source: shared study of paged attention on Hopper; PTX ISA, wgmma shared-memory layouts.
+ */
 #ifndef INFERD_KERNELS_CUDA_KV_LAYOUT_H
 #define INFERD_KERNELS_CUDA_KV_LAYOUT_H
 
@@ -47,12 +48,12 @@ typedef struct kv_layout {
 
 /* Fills *l. E_UNSUPPORTED names the type, head_dim or block size that is not built. */
 status cuda_kv_layout_init(kv_layout *l, dtype type, int head_dim, int n_kv_heads, int block_tokens,
-                      error *err);
+                           error *err);
 
 /* XOR of a chunk's index within its slab row. */
 KV_FN int kv_swizzle(int row_bytes, int token) {
-    return row_bytes == 128  ? token & 7
-           : row_bytes == 64 ? (token >> 1) & 3
+    return row_bytes == 128                     ? token & 7
+           : row_bytes == 64                    ? (token >> 1) & 3
            : row_bytes == 96 || row_bytes == 32 ? (token >> 2) & 1
                                                 : 0; /* 80: five chunks a row, no conflicts */
 }
@@ -71,8 +72,8 @@ KV_FN size_t kv_elem_offset(const kv_layout *l, int value, int token, int d) {
     }
     const int slab = at / l->row_bytes, in_row = at % l->row_bytes;
     const int chunk = (in_row / KV_CHUNK_BYTES) ^ kv_swizzle(l->row_bytes, token);
-    return rows + (size_t)((slab * l->block_tokens + token) * l->row_bytes + chunk * KV_CHUNK_BYTES +
-                           in_row % KV_CHUNK_BYTES);
+    return rows + (size_t)((slab * l->block_tokens + token) * l->row_bytes +
+                           chunk * KV_CHUNK_BYTES + in_row % KV_CHUNK_BYTES);
 }
 
 /* Byte offset inside a head of the scale of token (I8 only). */

@@ -90,7 +90,8 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-/* Returns the value before; wraps to 0 after max. Orders what came before it and what comes after. */
+/* Returns the value before; wraps to 0 after max. Orders what came before it and what comes after.
+ */
 __device__ __forceinline__ unsigned atomic_inc_acq_rel(unsigned *p, unsigned max) {
     unsigned old;
     asm volatile("atom.acq_rel.gpu.global.inc.u32 %0,[%1],%2;"

@@ -1,12 +1,11 @@
 /* Head norm, RoPE and append to the paged cache.
  *   q, k heads: x = x * rsqrt(mean(x^2) + eps) * norm (optional), then rotated pairs (u, v):
- *   u' = u cos - v sin, v' = v cos + u sin; pair i is dims (2i, 2i + 1), or (i, i + n_rot / 2) (neox)
- *   qkv [n_tokens, (n_heads + 2 n_kv_heads) * head_dim] -> q [n_tokens, n_heads, head_dim], pool
- *   one warp a (token, head), 8 warps a block; lanes share the head's pairs. Any shape; those of the
- *   tensor-core layouts go to rope_append_wide.cu
- *   bytes: read once, written once, 2 bytes a store: 64 rows of the 8B shape 4.3 us (wide: see there)
- *   numerics: float32; angles come from step_device.rope (computed in double once a step)
- * Source: Su et al. 2021; GGUF's two pairings. */
+ *   u' = u cos - v sin, v' = v cos + u sin; pair i is dims (2i, 2i + 1), or (i, i + n_rot / 2)
+ * (neox) qkv [n_tokens, (n_heads + 2 n_kv_heads) * head_dim] -> q [n_tokens, n_heads, head_dim],
+ * pool one warp a (token, head), 8 warps a block; lanes share the head's pairs. Any shape; those of
+ * the tensor-core layouts go to rope_append_wide.cu bytes: read once, written once, 2 bytes a
+ * store: 64 rows of the 8B shape 4.3 us (wide: see there) numerics: float32; angles come from
+ * step_device.rope (computed in double once a step) Source: Su et al. 2021; GGUF's two pairings. */
 #include "kernels/cuda/attention_device.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/rope_append.h"
@@ -47,9 +46,12 @@ __device__ static float warp_max(float x) {
 }
 
 __device__ static void store16(void *p, int type, size_t i, float x) {
-    if (type == DTYPE_F32) ((float *)p)[i] = x;
-    else if (type == DTYPE_BF16) ((__nv_bfloat16 *)p)[i] = __float2bfloat16(x);
-    else ((__half *)p)[i] = __float2half(to_f16_range(x));
+    if (type == DTYPE_F32)
+        ((float *)p)[i] = x;
+    else if (type == DTYPE_BF16)
+        ((__nv_bfloat16 *)p)[i] = __float2bfloat16(x);
+    else
+        ((__half *)p)[i] = __float2half(to_f16_range(x));
 }
 
 /* One head's row into the pool: value 0 is K, 1 is V. x: the lane's pairs. */
@@ -58,8 +60,7 @@ __device__ static void append(const rope_args &a, int row, int kv_head, int valu
     const int dim = a.kv.head_dim, pos = a.step.row_pos[row];
     const int32_t *block = a.step.block + a.step.block_start[a.step.row_seq[row]];
     const int token = pos % a.kv.block_tokens;
-    char *head =
-        a.kv_layer + kv_head_offset(&a.kv, block[pos / a.kv.block_tokens], kv_head);
+    char *head = a.kv_layer + kv_head_offset(&a.kv, block[pos / a.kv.block_tokens], kv_head);
     float top = 0.0f;
 #pragma unroll
     for (int j = 0; j < ROPE_PAIRS; j++) {
@@ -79,12 +80,16 @@ __device__ static void append(const rope_args &a, int row, int kv_head, int valu
         const int i = lane + 32 * j;
         if (i >= dim / 2) break;
         int d[2];
-        if (value == 0) pair_dims(a, i, &d[0], &d[1]);
-        else d[0] = 2 * i, d[1] = 2 * i + 1;
+        if (value == 0)
+            pair_dims(a, i, &d[0], &d[1]);
+        else
+            d[0] = 2 * i, d[1] = 2 * i + 1;
         for (int e = 0; e < 2; e++) {
             char *p = head + kv_elem_offset(&a.kv, value, token, d[e]);
-            if (a.kv.type == DTYPE_I8) *(int8_t *)p = (int8_t)__float2int_rn(x[j][e] * inverse);
-            else store16(p, a.kv.type, 0, x[j][e]);
+            if (a.kv.type == DTYPE_I8)
+                *(int8_t *)p = (int8_t)__float2int_rn(x[j][e] * inverse);
+            else
+                store16(p, a.kv.type, 0, x[j][e]);
         }
     }
 }

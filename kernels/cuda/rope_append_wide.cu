@@ -1,12 +1,12 @@
 /* rope_append for the tensor-core layouts, 16 bytes at a time: the same formulas as rope_append.cu.
- *   A head is D / 16 units of two 8-value chunks: u and u + n_rot / 16 while u < n_rot / 16 (they hold
- *   both halves of a neox pair), 2 u and 2 u + 1 behind (not rotated). One thread a unit; a head's
- *   threads are neighbours in a warp (head_dim 80 and 96 leave some idle), so that its norm and its
- *   I8 scale are shuffles. head_dim and n_rot are multiples of 16.
- *   grid: rows * heads * units / 128 blocks of 128 threads; everything that the previous kernel does
- *   not write (block ids, angles, norm weights) is read before the dependent-launch wait
- *   bytes: 8B, float32 in: 37 KB a row; 64 rows 0.5 us, 2,048 rows 17 us at 4.43 TB/s
- *   numerics: float32; sum of squares by shuffles in a fixed order. */
+ *   A head is D / 16 units of two 8-value chunks: u and u + n_rot / 16 while u < n_rot / 16 (they
+ * hold both halves of a neox pair), 2 u and 2 u + 1 behind (not rotated). One thread a unit; a
+ * head's threads are neighbours in a warp (head_dim 80 and 96 leave some idle), so that its norm
+ * and its I8 scale are shuffles. head_dim and n_rot are multiples of 16. grid: rows * heads * units
+ * / 128 blocks of 128 threads; everything that the previous kernel does not write (block ids,
+ * angles, norm weights) is read before the dependent-launch wait bytes: 8B, float32 in: 37 KB a
+ * row; 64 rows 0.5 us, 2,048 rows 17 us at 4.43 TB/s numerics: float32; sum of squares by shuffles
+ * in a fixed order. */
 #include "kernels/cuda/attention_device.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/rope_append.h"
@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(WIDE_THREADS) rope_append_wide_kernel(const ro
 
     const int pos = __ldg(a.step.row_pos + row), seq = __ldg(a.step.row_seq + row);
     int block = 0;
-    if (!is_q) block = __ldg(a.step.block + __ldg(a.step.block_start + seq) + pos / a.kv.block_tokens);
+    if (!is_q)
+        block = __ldg(a.step.block + __ldg(a.step.block_start + seq) + pos / a.kv.block_tokens);
     float2 rope[8];
     if (rotated) { /* pairs 8 u .. 8 u + 7 (neox), or 4 c0 .. and 4 c1 .. */
         const float4 *r = (const float4 *)(a.step.rope + (size_t)row * (a.n_rot / 2));
@@ -151,8 +152,8 @@ __global__ void __launch_bounds__(WIDE_THREADS) rope_append_wide_kernel(const ro
     if (is_q) {
         if (!active) return;
         uint16_t *q = (uint16_t *)a.q + ((size_t)row * a.n_heads + head) * D;
-        *(uint4 *)(q + c0 * 8) = pack8<KIND == KV_BF16 ? KV_BF16 : KV_F16>(x);
-        *(uint4 *)(q + c1 * 8) = pack8<KIND == KV_BF16 ? KV_BF16 : KV_F16>(x + 8);
+        *(uint4 *)(q + c0 * 8) = pack8 < KIND == KV_BF16 ? KV_BF16 : KV_F16 > (x);
+        *(uint4 *)(q + c1 * 8) = pack8 < KIND == KV_BF16 ? KV_BF16 : KV_F16 > (x + 8);
         return;
     }
     const int kv_head = head - a.n_heads - (is_v ? a.kv.n_kv_heads : 0);
@@ -163,12 +164,23 @@ __global__ void __launch_bounds__(WIDE_THREADS) rope_append_wide_kernel(const ro
 template <int KIND> status pick(const rope_args &a, int blocks, bool pdl, cudaStream_t stream) {
     void (*kernel)(const rope_args) = nullptr;
     switch (a.kv.head_dim) {
-    case 64: kernel = rope_append_wide_kernel<64, KIND>; break;
-    case 80: kernel = rope_append_wide_kernel<80, KIND>; break;
-    case 96: kernel = rope_append_wide_kernel<96, KIND>; break;
-    case 128: kernel = rope_append_wide_kernel<128, KIND>; break;
-    case 256: kernel = rope_append_wide_kernel<256, KIND>; break;
-    default: return E_UNSUPPORTED;
+    case 64:
+        kernel = rope_append_wide_kernel<64, KIND>;
+        break;
+    case 80:
+        kernel = rope_append_wide_kernel<80, KIND>;
+        break;
+    case 96:
+        kernel = rope_append_wide_kernel<96, KIND>;
+        break;
+    case 128:
+        kernel = rope_append_wide_kernel<128, KIND>;
+        break;
+    case 256:
+        kernel = rope_append_wide_kernel<256, KIND>;
+        break;
+    default:
+        return E_UNSUPPORTED;
     }
     return cuda_launch(kernel, dim3((unsigned)blocks), dim3(WIDE_THREADS), 0, stream, pdl, a);
 }
@@ -186,8 +198,11 @@ status rope_append_wide_launch(const rope_args *a, bool pdl, cudaStream_t stream
     if (units > (size_t)1 << 30) return E_INVAL; /* thread ids are ints */
     const int blocks = (int)((units + WIDE_THREADS - 1) / WIDE_THREADS);
     switch (kv_kind(a->kv.type)) {
-    case KV_BF16: return pick<KV_BF16>(*a, blocks, pdl, stream);
-    case KV_F16: return pick<KV_F16>(*a, blocks, pdl, stream);
-    default: return pick<KV_I8>(*a, blocks, pdl, stream);
+    case KV_BF16:
+        return pick<KV_BF16>(*a, blocks, pdl, stream);
+    case KV_F16:
+        return pick<KV_F16>(*a, blocks, pdl, stream);
+    default:
+        return pick<KV_I8>(*a, blocks, pdl, stream);
     }
 }

@@ -6,16 +6,21 @@
 
 #define ALIGN_BYTES 256
 
-static size_t align_up(size_t n) { return (n + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES; }
+static size_t align_up(size_t n) {
+    return (n + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+}
 
-static int n_slices(const sampler *s) { return (s->n_vocab + SLICE - 1) / SLICE; }
+static int n_slices(const sampler *s) {
+    return (s->n_vocab + SLICE - 1) / SLICE;
+}
 
 extern "C" status sampler_init(sampler *s, int n_vocab, int logits_stride, int n_samples_max,
                                int n_entries_max, const uint8_t *never_sampled, int device,
                                error *err) {
     if (n_vocab < 1 || n_vocab > SAMPLER_VOCAB_MAX) {
-        return error_set(err, E_UNSUPPORTED, "cuda: sampling from %d tokens is not built (at most %d)",
-                         n_vocab, SAMPLER_VOCAB_MAX);
+        return error_set(err, E_UNSUPPORTED,
+                         "cuda: sampling from %d tokens is not built (at most %d)", n_vocab,
+                         SAMPLER_VOCAB_MAX);
     }
     if (logits_stride < n_vocab || logits_stride % 8 != 0 || n_samples_max < 1 ||
         n_samples_max > 65535 || n_entries_max < 0) {
@@ -64,8 +69,7 @@ static size_t place_workspace(const sampler *s, char *base, sample_args *a) {
     a->entry_raw = (float *)take(entries * sizeof(float));
     a->entry_adj = (float *)take(entries * sizeof(float));
     a->group_raw = (float *)take(slices * GROUPS * sizeof(float));
-    a->group_top =
-        s->never_sampled ? (float *)take(slices * GROUPS * sizeof(float)) : a->group_raw;
+    a->group_top = s->never_sampled ? (float *)take(slices * GROUPS * sizeof(float)) : a->group_raw;
     a->slice_top = (float *)take(slices * sizeof(float));
     a->slice_raw = (float *)take(slices * sizeof(float));
     a->sum_top = (float *)take(slices * sizeof(float));
@@ -82,6 +86,14 @@ extern "C" size_t sampler_workspace_bytes(const sampler *s) {
     return place_workspace(s, NULL, &a);
 }
 
+static void plan_filters(const sampler *s, const sample_row *r, sampler_plan *p) {
+    const bool top_k = r->top_k > 0 && r->top_k < s->n_vocab;
+    const bool top_p = r->top_p > 0.0f && r->top_p<1.0f, min_p = r->min_p> 0.0f;
+    if (top_k || top_p || min_p) p->filters = true;
+    if (!top_k && (top_p || min_p)) p->prefix = true;
+    if (top_k && r->top_k > TOP_K_LIST) p->prefix = true;
+}
+
 extern "C" status sampler_plan_make(const sampler *s, const step *st, void *buffer,
                                     sampler_plan *p) {
     if (st->n_samples < 0 || st->n_samples > s->n_samples_max) return E_INVAL;
@@ -95,11 +107,7 @@ extern "C" status sampler_plan_make(const sampler *s, const step *st, void *buff
         if (r->n_bias > 0 || r->n_seen > 0) p->entries = true;
         if (r->target >= 0 || r->logprob || r->n_top > 0) p->detail = true;
         if (r->temperature > 0.0f) p->greedy_only = false;
-        if (r->target < 0 && r->temperature > 0.0f &&
-            (r->min_p > 0.0f || (r->top_k > 0 && r->top_k < s->n_vocab) ||
-             (r->top_p > 0.0f && r->top_p < 1.0f))) {
-            p->prefix = true;
-        }
+        if (r->target < 0 && r->temperature > 0.0f) plan_filters(s, r, p);
         n += (long long)r->n_bias + r->n_seen;
         if (r->n_bias < 0 || r->n_seen < 0 || n > s->n_entries_max) return E_INVAL;
     }
@@ -142,10 +150,12 @@ extern "C" status cuda_sample(const sampler *s, const sampler_plan *p, const sam
     status st = OK;
     if (p->entries) st = sample_prepare_launch(&a, pdl, stream);
     if (st == OK) st = sample_scan_launch(&a, false, pdl, stream);
-    a.restore = p->entries && !p->detail && !p->prefix;
+    a.restore = p->entries && !p->detail && !p->filters;
     if (st == OK) st = sample_pick_launch(&a, pdl, stream);
     a.restore = p->entries && !p->detail;
-    if (st == OK && p->prefix) st = sample_prefix_launch(&a, cluster, pdl, stream);
+    if (st == OK && p->filters) { /* after top-k it is rarely more than a look */
+        st = sample_prefix_launch(&a, p->prefix ? cluster : 1, pdl, stream);
+    }
     if (st == OK && p->detail) st = sample_detail_launch(&a, cluster, pdl, stream);
     return st;
 }

@@ -5,10 +5,10 @@
  *   step       sampler_plan_make fills host memory, uploaded with step.sample, .bias, .seen
  *   launch     cuda_sample
  *
- * Same (seed, position) as the CPU: same uniform, inverse CDF over the survivors by ascending id, so
- * the same token up to float noise at the borders. A row in which every token is forbidden answers
- * like one that is not finite. A row's result depends on no other row, and float sums run in a fixed
- * order. Thread: the backend's. */
+ * Same (seed, position) as the CPU: same uniform, inverse CDF over the survivors by ascending id,
+ * so the same token up to float noise at the borders. A row in which every token is forbidden
+ * answers like one that is not finite. A row's result depends on no other row, and float sums run
+ * in a fixed order. Thread: the backend's. */
 #ifndef INFERD_KERNELS_CUDA_SAMPLE_H
 #define INFERD_KERNELS_CUDA_SAMPLE_H
 
@@ -25,8 +25,8 @@ enum { SAMPLER_VOCAB_MAX = 1 << 18 };
 
 typedef struct sampler {
     int n_vocab, n_samples_max;
-    int logits_stride;   /* floats between rows: a multiple of 8, >= n_vocab */
-    int n_entries_max;   /* sum over a step's rows of n_bias + n_seen */
+    int logits_stride;            /* floats between rows: a multiple of 8, >= n_vocab */
+    int n_entries_max;            /* sum over a step's rows of n_bias + n_seen */
     const uint8_t *never_sampled; /* device [n_vocab], readable up to logits_stride; or NULL */
     int n_sms, sm;
 } sampler;
@@ -35,7 +35,8 @@ typedef struct sampler {
 typedef struct sampler_plan {
     bool greedy_only; /* argmax of every row and nothing else: one kernel */
     bool entries;     /* some row has bias or seen entries */
-    bool prefix;      /* some row draws with a filter */
+    bool filters;     /* some row draws with a filter */
+    bool prefix;      /* and some filter may need more than a short list */
     bool detail;      /* some row wants more than an id: read `sampled` back, else ids do */
     int n_rows;
     size_t bytes;
@@ -56,7 +57,7 @@ typedef struct sampler_args {
     const sample_row *rows; /* device copies of the step's arrays */
     const token_bias *bias;
     const token_seen *seen;
-    const void *plan;       /* uploaded plan buffer */
+    const void *plan; /* uploaded plan buffer */
     void *workspace;
     int32_t *token; /* out [n_rows]: id, or -1 when the row is not finite */
     sampled *out;   /* out [n_rows], written in full when p->detail; may be NULL else */

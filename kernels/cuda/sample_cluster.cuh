@@ -1,6 +1,6 @@
-/* A row's blocks as a cluster (sm_90): barrier, shared memory of the first block, broadcast, and the
- * exact selection that any input ends in. With one block a row everything is block-local, which is
- * what devices before sm_90 run. Included by sample_prefix.cu and sample_detail.cu. */
+/* A row's blocks as a cluster (sm_90): barrier, shared memory of the first block, broadcast, and
+ * the exact selection that any input ends in. With one block a row everything is block-local, which
+ * is what devices before sm_90 run. Included by sample_prefix.cu and sample_detail.cu. */
 #ifndef INFERD_KERNELS_CUDA_SAMPLE_CLUSTER_CUH
 #define INFERD_KERNELS_CUDA_SAMPLE_CLUSTER_CUH
 
@@ -135,8 +135,8 @@ template <int CL> struct row_cluster {
         x[0] *= unit;
         x[1] *= unit;
         const double upto1 = r.above + block_scan(s.block, x[0] + x[1], &all), upto0 = upto1 - x[1];
-        const int before = strict ? (upto0 <= need) + (upto1 <= need)
-                                  : (upto0 < need) + (upto1 < need);
+        const int before =
+            strict ? (upto0 <= need) + (upto1 <= need) : (upto0 < need) + (upto1 < need);
         int b = block_count(s.block, before);
         if (b >= BINS) { /* rounding: the last bin that holds anything */
             if (t == 0) s.last = 0;

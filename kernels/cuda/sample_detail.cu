@@ -1,10 +1,9 @@
 /* Log-probability and rank of each row's token, and the row's most likely tokens, from raw logits.
  *   logprob = x - (top + log sum exp(x_i - top)); rank = 1 + number of logits strictly greater
- *   a cluster of 1-8 blocks a row, 512 threads each; groups whose maximum is not above x are skipped
- *   most likely n_top <= 20: the k-th group maximum bounds them, as in pick; equal logits by the
- *   thousand: radix select
- *   bytes: 1/32 of the logits plus what lies above the token; latency bound, 10-15 us
- *   numerics: the scan's float32 slice sums, added in double in a fixed order */
+ *   a cluster of 1-8 blocks a row, 512 threads each; groups whose maximum is not above x are
+ * skipped most likely n_top <= 20: the k-th group maximum bounds them, as in pick; equal logits by
+ * the thousand: radix select bytes: 1/32 of the logits plus what lies above the token; latency
+ * bound, 10-15 us numerics: the scan's float32 slice sums, added in double in a fixed order */
 #include "kernels/cuda/sample_cluster.cuh"
 
 namespace {
@@ -53,7 +52,8 @@ __device__ float raw_logit(row_scratch &s, const row_view &v, int id) {
     return y;
 }
 
-template <int CL> __device__ int count_above(const row_cluster<CL> &cl, const row_view &v, float x) {
+template <int CL>
+__device__ int count_above(const row_cluster<CL> &cl, const row_view &v, float x) {
     row_scratch &s = cl.s;
     if (cl.rank == 0 && threadIdx.x == 0) s.last = 0;
     cl.sync(); /* last is 0 */
@@ -64,7 +64,7 @@ template <int CL> __device__ int count_above(const row_cluster<CL> &cl, const ro
     });
     n = block_count(s.block, n);
     if (threadIdx.x == 0) atomicAdd(&cl.remote(&s, 0)->last, n);
-    cl.sync(); /* all blocks have added */
+    cl.sync();     /* all blocks have added */
     return s.last; /* of block 0 only */
 }
 
@@ -144,9 +144,13 @@ __global__ void __launch_bounds__(SAMPLE_THREADS, CL == 8 ? 1 : 2)
 
 status sample_detail_launch(const sample_args *a, int cluster, bool pdl, cudaStream_t stream) {
     switch (cluster) {
-    case 8: return cuda_launch_cluster(sample_detail_kernel<8>, *a, 8, pdl, stream);
-    case 4: return cuda_launch_cluster(sample_detail_kernel<4>, *a, 4, pdl, stream);
-    case 2: return cuda_launch_cluster(sample_detail_kernel<2>, *a, 2, pdl, stream);
-    default: return cuda_launch_cluster(sample_detail_kernel<1>, *a, 1, pdl, stream);
+    case 8:
+        return cuda_launch_cluster(sample_detail_kernel<8>, *a, 8, pdl, stream);
+    case 4:
+        return cuda_launch_cluster(sample_detail_kernel<4>, *a, 4, pdl, stream);
+    case 2:
+        return cuda_launch_cluster(sample_detail_kernel<2>, *a, 2, pdl, stream);
+    default:
+        return cuda_launch_cluster(sample_detail_kernel<1>, *a, 1, pdl, stream);
     }
 }

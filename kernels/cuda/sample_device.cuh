@@ -17,7 +17,9 @@ typedef unsigned long long u64;
 
 /* The mark of an entry: weight 0, never a candidate, and so is a forbidden token (-infinity). Marks
  * of bias entries carry their index below the mark's bits. */
-__device__ __forceinline__ bool is_hole(float v) { return v < -3.3e38f; }
+__device__ __forceinline__ bool is_hole(float v) {
+    return v < -3.3e38f;
+}
 __device__ __forceinline__ float hole(int index) {
     return __uint_as_float(0xff7fffffu - (unsigned)index);
 }
@@ -37,11 +39,17 @@ __device__ __forceinline__ float unordered(unsigned u) {
 __device__ __forceinline__ u64 key_of(float v, int id) {
     return (u64)(~ordered(v)) << 18 | (unsigned)id;
 }
-__device__ __forceinline__ float key_value(u64 k) { return unordered(~(unsigned)(k >> 18)); }
-__device__ __forceinline__ int key_id(u64 k) { return (int)(k & 0x3ffff); }
+__device__ __forceinline__ float key_value(u64 k) {
+    return unordered(~(unsigned)(k >> 18));
+}
+__device__ __forceinline__ int key_id(u64 k) {
+    return (int)(k & 0x3ffff);
+}
 
 /* Group of the token at offset o of a slice: 4 runs of one 32-byte sector each. */
-__device__ __forceinline__ int group_of(int o) { return (o & 1023) >> 3; }
+__device__ __forceinline__ int group_of(int o) {
+    return (o & 1023) >> 3;
+}
 __device__ __forceinline__ int group_token(int g, int lane) {
     return (lane >> 3) * 1024 + g * 8 + (lane & 7);
 }
@@ -162,9 +170,7 @@ struct row_view {
         return i < r.n_bias ? a.bias[r.i_bias + i].token : a.seen[r.i_seen + i - r.n_bias].token;
     }
     /* May be drawn: raw logits may hold padding rows of the vocabulary. */
-    __device__ bool allowed(bool raw, int id) const {
-        return raw || !a.never || !a.never[id];
-    }
+    __device__ bool allowed(bool raw, int id) const { return raw || !a.never || !a.never[id]; }
 };
 
 /* Appends a key to a list of LIST_MAX; *n counts what was meant to be appended. */
@@ -181,9 +187,9 @@ __device__ inline float kth_bound(block_scratch &s, const row_view &v, unsigned 
     __syncthreads(); /* bins are clear */
     const int n = v.n_groups() + v.n_entries;
     for (int i = threadIdx.x; i < n; i += SAMPLE_THREADS) {
-        const float x =
-            i < v.n_groups() ? v.groups(raw)[i] : v.entries(raw)[i - v.n_groups()];
-        if (!is_hole(x)) atomicAdd(bins + (int)fminf(fmaxf((top - x) * 16.0f, 0.0f), BINS - 1.0f), 1u);
+        const float x = i < v.n_groups() ? v.groups(raw)[i] : v.entries(raw)[i - v.n_groups()];
+        if (!is_hole(x))
+            atomicAdd(bins + (int)fminf(fmaxf((top - x) * 16.0f, 0.0f), BINS - 1.0f), 1u);
     }
     __syncthreads(); /* bins are complete */
     double all;
@@ -209,7 +215,8 @@ __device__ inline void gather(const row_view &v, float low, bool raw, u64 *list,
             const int id = g / GROUPS * SLICE + group_token(g % GROUPS, lane);
             if (id < v.a.n_vocab) {
                 const float x = __ldcg(v.logits + id);
-                if (x >= low && !is_hole(x) && v.allowed(raw, id)) list_push(list, n, key_of(x, id));
+                if (x >= low && !is_hole(x) && v.allowed(raw, id))
+                    list_push(list, n, key_of(x, id));
             }
         }
     }
@@ -267,7 +274,8 @@ __device__ __forceinline__ int slice_token(const row_view &v, int s, int j) {
 __device__ inline void restore_row(const row_view &v) {
     for (int i = threadIdx.x; i < v.n_entries; i += SAMPLE_THREADS) {
         const float x = v.entries(true)[i];
-        /* A seen token that has a bias too was merged into the bias's entry: marked as a hole here. */
+        /* A seen token that has a bias too was merged into the bias's entry: marked as a hole here.
+         */
         if (__float_as_uint(x) != __float_as_uint(-FLT_MAX)) {
             v.a.logits[(size_t)v.row * v.a.stride + v.entry_id(i)] = x;
         }

@@ -18,8 +18,8 @@ enum {
     SLICE = 4096,        /* tokens of a scan block */
     GROUPS = SLICE / 32, /* 32-token groups in a slice */
     BINS = 1024,
-    LIST_MAX = 2048,     /* candidates that are sorted in shared memory */
-    TOP_K_LIST = 1024    /* largest top-k that tries the list */
+    LIST_MAX = 2048,  /* candidates that are sorted in shared memory */
+    TOP_K_LIST = 1024 /* largest top-k that tries the list */
 };
 
 /* pick's verdict on a row. */

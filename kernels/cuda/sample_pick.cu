@@ -1,12 +1,11 @@
-/* Draws the rows whose answer is near: greedy; temperature alone, from the scan's slice sums and one
- * slice; top-k up to 1,024 and min-p, from a short list. Others are left to the prefix kernel
+/* Draws the rows whose answer is near: greedy; temperature alone, from the scan's slice sums and
+ * one slice; top-k up to 1,024 and min-p, from a short list. Others are left to the prefix kernel
  * (sample_args.pending).
  *   one block a row, 512 threads
- *   the k-th largest group maximum bounds the k-th value from below; groups above the bound are read
- *   (about 32 k tokens), at most 2,048 candidates sorted as (value, id): exact top-k with ties, min-p,
- *   top-p, draw by ascending id
- *   bytes: 1/32 of the logits and what the groups hold; latency bound, 8-12 us a step
- *   numerics: weights in float32, sums in double in a fixed order */
+ *   the k-th largest group maximum bounds the k-th value from below; groups above the bound are
+ * read (about 32 k tokens), at most 2,048 candidates sorted as (value, id): exact top-k with ties,
+ * min-p, top-p, draw by ascending id bytes: 1/32 of the logits and what the groups hold; latency
+ * bound, 8-12 us a step numerics: weights in float32, sums in double in a fixed order */
 #include "kernels/cuda/sample_slices.cuh"
 
 #define DIRECT_MAX SAMPLE_THREADS /* kept tokens that are drawn from without a second sort */
@@ -42,9 +41,9 @@ __device__ static int draw_by_id(pick_scratch &s, int n, float top, float c, dou
         if (t < n && upto > x) atomicMin((unsigned *)&s.id, (unsigned)id);
         __syncthreads(); /* id is the least */
         const bool none = s.id < 0;
-        __syncthreads(); /* and read */
+        __syncthreads();                         /* and read */
         if (none && t < n) atomicMax(&s.id, id); /* rounding: the last of all */
-        __syncthreads(); /* id is complete */
+        __syncthreads();                         /* id is complete */
         return s.id;
     }
     for (int i = t; i < n; i += SAMPLE_THREADS) {
@@ -130,7 +129,15 @@ __device__ static int draw_filtered(pick_scratch &s, const row_view &v, const sa
     *verdict = k > 0 ? ROW_TOP_K : ROW_PREFIX;
     if (k > TOP_K_LIST || (k == 0 && r.min_p <= 0.0f)) return -1;
     float low = min_p_bound(r, top);
-    if (k > 0) low = fmaxf(low, kth_bound(s.block, v, s.bins, k, false, top));
+    if (k > 0) {
+        low = fmaxf(low, kth_bound(s.block, v, s.bins, k, false, top));
+    } else { /* every group above the bound holds a candidate: do not begin what cannot end */
+        int n = 0;
+        for (int i = threadIdx.x; i < v.n_groups(); i += SAMPLE_THREADS) {
+            n += v.groups(false)[i] >= low;
+        }
+        if (block_count(s.block, n) > LIST_MAX) return -1;
+    }
     gather(v, low, false, s.list, &s.n);
     const int n = s.n;
     if (n > LIST_MAX) return -1;

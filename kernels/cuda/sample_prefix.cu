@@ -1,14 +1,14 @@
 /* Draws the rows that pick left: top-p alone, and candidates too many for a list.
- *   a cluster of 1-8 blocks a row (1 before sm_90), 512 threads each; the result does not depend on it
- *   top-p: one read makes a histogram of mass over value (32 bins a factor of 2, integer weights, so
- *   that the order of additions does not matter) and finds the bin where the mass reaches p; a second
- *   read sums the mass above that bin slice by slice and collects the bin, which is sorted and cut
- *   exactly; the draw then picks a slice by its mass and a token inside it, by ascending id. Tokens
- *   that cannot lie in the prefix are skipped by group maximum: all below (1 - p) Z / V together
- *   weigh less than 1 - p
- *   a bin of more than 2,048 tokens (equal logits): radix select over (value, id), always exact
- *   bytes: 2 reads of what the prefix may hold, at most 2 * 4 * n_vocab a row, and one slice
- *   numerics: weights in float32 with 24 bits below the bin's top; sums in double, fixed order */
+ *   a cluster of 1-8 blocks a row (1 before sm_90), 512 threads each; the result does not depend on
+ * it top-p: one read makes a histogram of mass over value (32 bins a factor of 2, integer weights,
+ * so that the order of additions does not matter) and finds the bin where the mass reaches p; a
+ * second read sums the mass above that bin slice by slice and collects the bin, which is sorted and
+ * cut exactly; the draw then picks a slice by its mass and a token inside it, by ascending id.
+ * Tokens that cannot lie in the prefix are skipped by group maximum: all below (1 - p) Z / V
+ * together weigh less than 1 - p a bin of more than 2,048 tokens (equal logits): radix select over
+ * (value, id), always exact bytes: 2 reads of what the prefix may hold, at most 2 * 4 * n_vocab a
+ * row, and one slice numerics: weights in float32 with 24 bits below the bin's top; sums in double,
+ * fixed order */
 #include "kernels/cuda/sample_cluster.cuh"
 #include "kernels/cuda/sample_slices.cuh"
 
@@ -149,8 +149,8 @@ __device__ void sum_slices(const row_cluster<CL> &cl, prefix_scratch &s, const r
     cl.sync(); /* block 0 has every slice's mass */
 }
 
-/* Block 0: sorts the cut bin, finds where the mass reaches need, adds what stays to the slices. Returns
- * the cut key, or 0 when the list is not complete. All its threads. */
+/* Block 0: sorts the cut bin, finds where the mass reaches need, adds what stays to the slices.
+ * Returns the cut key, or 0 when the list is not complete. All its threads. */
 __device__ u64 cut_list(prefix_scratch &s, const prefix_row &p) {
     const int n = s.row.n_list;
     if (n > LIST_MAX || n == 0) return 0;
@@ -231,9 +231,13 @@ __global__ void __launch_bounds__(SAMPLE_THREADS, CL == 8 ? 1 : 2)
 
 status sample_prefix_launch(const sample_args *a, int cluster, bool pdl, cudaStream_t stream) {
     switch (cluster) {
-    case 8: return cuda_launch_cluster(sample_prefix_kernel<8>, *a, 8, pdl, stream);
-    case 4: return cuda_launch_cluster(sample_prefix_kernel<4>, *a, 4, pdl, stream);
-    case 2: return cuda_launch_cluster(sample_prefix_kernel<2>, *a, 2, pdl, stream);
-    default: return cuda_launch_cluster(sample_prefix_kernel<1>, *a, 1, pdl, stream);
+    case 8:
+        return cuda_launch_cluster(sample_prefix_kernel<8>, *a, 8, pdl, stream);
+    case 4:
+        return cuda_launch_cluster(sample_prefix_kernel<4>, *a, 4, pdl, stream);
+    case 2:
+        return cuda_launch_cluster(sample_prefix_kernel<2>, *a, 2, pdl, stream);
+    default:
+        return cuda_launch_cluster(sample_prefix_kernel<1>, *a, 1, pdl, stream);
     }
 }

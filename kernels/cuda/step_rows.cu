@@ -1,8 +1,7 @@
-/* What every layer needs to know of each token row, once a step: its sequence, position and rotation.
- *   row r of sequence s: pos = kv_len[s] - (seq_start[s + 1] - r)
- *   rope[r][i] = mscale * (cos, sin)(pos * freq[i])
- *   one block a row, threads over the pairs; the sequence by binary search in seq_start
- *   numerics: the angle in double (a float32 angle of 100,000 is off by 0.004) */
+/* What every layer needs to know of each token row, once a step: its sequence, position and
+ * rotation. row r of sequence s: pos = kv_len[s] - (seq_start[s + 1] - r) rope[r][i] = mscale *
+ * (cos, sin)(pos * freq[i]) one block a row, threads over the pairs; the sequence by binary search
+ * in seq_start numerics: the angle in double (a float32 angle of 100,000 is off by 0.004) */
 #include "kernels/cuda/attention.h"
 
 #define STEP_THREADS 64
@@ -12,8 +11,10 @@ __global__ void step_rows_kernel(const step_rows_args a) {
     int lo = 0, hi = a.n_seqs; /* seq_start[lo] <= row < seq_start[hi] */
     while (hi - lo > 1) {
         const int mid = (lo + hi) / 2;
-        if (a.seq_start[mid] <= row) lo = mid;
-        else hi = mid;
+        if (a.seq_start[mid] <= row)
+            lo = mid;
+        else
+            hi = mid;
     }
     const int pos = a.kv_len[lo] - (a.seq_start[lo + 1] - row);
     if (threadIdx.x == 0) {

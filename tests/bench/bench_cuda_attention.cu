@@ -1,15 +1,15 @@
-/* Times kernels/cuda attention as the engine uses it: planned once, one launch a layer in a captured
- * graph, each layer's KV in its own memory so that the L2 cache is cold. Prints microseconds a layer
- * and KV bytes over time as a share of the read bandwidth measured in the same run.
- * Usage: bench_cuda_attention [decode|rope|prefill]... (all when none is named) */
+/* Times kernels/cuda attention as the engine uses it: planned once, one launch a layer in a
+ * captured graph, each layer's KV in its own memory so that the L2 cache is cold. Prints
+ * microseconds a layer and KV bytes over time as a share of the read bandwidth measured in the same
+ * run. Usage: bench_cuda_attention [decode|rope|prefill]... (all when none is named) */
 #include <string.h>
 
 #include <algorithm>
 #include <chrono>
 #include <string>
 
-#include "kernels/cuda_check.h"
 #include "kernels/cuda/attention_internal.h"
+#include "kernels/cuda_check.h"
 
 static double read_bytes_a_us; /* measured */
 static bool as_graph;          /* plan with the fixed grid of a captured graph */
@@ -84,10 +84,8 @@ struct shape {
     int n_heads, n_kv_heads, dim;
 };
 
-static const shape shapes[] = {{"8B", 32, 8, 128},
-                               {"7B", 28, 4, 128},
-                               {"0.5B", 14, 2, 64},
-                               {"Phi-3", 32, 32, 96}};
+static const shape shapes[] = {
+    {"8B", 32, 8, 128}, {"7B", 28, 4, 128}, {"0.5B", 14, 2, 64}, {"Phi-3", 32, 32, 96}};
 
 /* rows, keys of each sequence; n_layers launches over different memory. */
 struct workload {
@@ -147,16 +145,15 @@ static double time_layers(workload &w, int with, bool pdl, double *plan_us, int 
     device_array<int32_t> ds(w.seq_start), dk(w.kv_len), dbs(w.block_start), db(w.block),
         drs((size_t)w.n_tokens), drp((size_t)w.n_tokens);
     const size_t q_elems = (size_t)w.n_tokens * w.a.n_heads * w.a.kv.head_dim;
-    const size_t qkv = (size_t)w.n_tokens * (w.a.n_heads + 2 * w.a.kv.n_kv_heads) *
-                       w.a.kv.head_dim;
+    const size_t qkv = (size_t)w.n_tokens * (w.a.n_heads + 2 * w.a.kv.n_kv_heads) * w.a.kv.head_dim;
     device_array<uint16_t> q(q_elems), out(q_elems), x(qkv);
     fill_kernel<<<256, 256, 0, stream>>>((uint32_t *)q.p, q_elems / 2);
     fill_kernel<<<256, 256, 0, stream>>>((uint32_t *)x.p, qkv / 2);
     device_array<float2> rope((size_t)w.n_tokens * w.a.kv.head_dim / 2);
     std::vector<float> freq(w.a.kv.head_dim / 2, 0.01f);
     device_array<float> dfreq(freq);
-    const step_rows_args ra = {ds.p,    dk.p, w.s.n_seqs, w.n_tokens, dfreq.p, w.a.kv.head_dim,
-                               1.0f, drs.p, drp.p, rope.p};
+    const step_rows_args ra = {ds.p, dk.p,  w.s.n_seqs, w.n_tokens, dfreq.p, w.a.kv.head_dim,
+                               1.0f, drs.p, drp.p,      rope.p};
     if (cuda_step_rows(&ra, stream) != OK) exit(1);
     const step_device sd = {ds.p, dk.p, dbs.p, db.p, drs.p, drp.p, rope.p};
     std::vector<char> buffer(attention_plan_bytes(&w.a));
@@ -164,7 +161,9 @@ static double time_layers(workload &w, int with, bool pdl, double *plan_us, int 
     *plan_us = 1e9;
     for (int i = 0; i < 5; i++) {
         const auto t0 = std::chrono::steady_clock::now();
-        if (attention_plan_make(&w.a, &w.s, as_graph ? w.s.n_decode : 0, buffer.data(), &plan) != OK) exit(1);
+        if (attention_plan_make(&w.a, &w.s, as_graph ? w.s.n_decode : 0, buffer.data(), &plan) !=
+            OK)
+            exit(1);
         *plan_us = std::min(*plan_us, std::chrono::duration<double, std::micro>(
                                           std::chrono::steady_clock::now() - t0)
                                           .count());
@@ -193,13 +192,15 @@ static double time_layers(workload &w, int with, bool pdl, double *plan_us, int 
     rr.n_tokens = w.n_tokens;
     rr.pdl = pdl;
     const size_t layer = (size_t)w.n_blocks * w.a.kv.block_bytes;
-    return time_graph(9, [&] {
-               for (int l = 0; l < w.n_layers; l++) {
-                   aa.kv_layer = rr.kv_layer = arena + (size_t)l * layer;
-                   if ((with & 2) && cuda_rope_append(&w.a, &rr, stream) != OK) exit(1);
-                   if ((with & 1) && cuda_attention(&w.a, &plan, &aa, stream) != OK) exit(1);
-               }
-           }) /
+    return time_graph(9,
+                      [&] {
+                          for (int l = 0; l < w.n_layers; l++) {
+                              aa.kv_layer = rr.kv_layer = arena + (size_t)l * layer;
+                              if ((with & 2) && cuda_rope_append(&w.a, &rr, stream) != OK) exit(1);
+                              if ((with & 1) && cuda_attention(&w.a, &plan, &aa, stream) != OK)
+                                  exit(1);
+                          }
+                      }) /
            w.n_layers;
 }
 
@@ -283,15 +284,17 @@ static void prefill_row(const shape &sh, dtype type, bool deterministic, int row
     const double us = time_layers(w, 1, false, &plan_us, &items);
     const double t = rows, c = before;
     const double flop = 4.0 * sh.dim * sh.n_heads * (t * c + t * (t + 1) / 2);
-    printf("prefill %-6s %-4s %s rows %5d before %5d  %9.1f us  %6.1f TFLOP/s  tiles %4d plan %5.1f "
-           "us\n",
-           sh.name, dtype_get(type)->name, deterministic ? "deterministic" : "", rows, before, us,
-           flop / us * 1e-6, items, plan_us);
+    printf(
+        "prefill %-6s %-4s %s rows %5d before %5d  %9.1f us  %6.1f TFLOP/s  tiles %4d plan %5.1f "
+        "us\n",
+        sh.name, dtype_get(type)->name, deterministic ? "deterministic" : "", rows, before, us,
+        flop / us * 1e-6, items, plan_us);
     fflush(stdout);
 }
 
 static void bench_prefill(void) {
-    const std::pair<int, int> sizes[] = {{128, 0}, {512, 0}, {2048, 0}, {8192, 0}, {128, 4096}, {512, 4096}, {2048, 4096}};
+    const std::pair<int, int> sizes[] = {{128, 0},    {512, 0},    {2048, 0},   {8192, 0},
+                                         {128, 4096}, {512, 4096}, {2048, 4096}};
     for (int s : {0, 1, 2, 3}) {
         for (const auto &tc : sizes) {
             prefill_row(shapes[s], DTYPE_F16, false, tc.first, tc.second);

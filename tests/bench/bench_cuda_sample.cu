@@ -1,5 +1,6 @@
 /* Times kernels/cuda sampling in a captured graph: microseconds a step for the usual modes. Logits
- * stay in the L2 cache up to about 64 rows, as after a real LM head. Usage: bench_cuda_sample */
+ * stay in the L2 cache up to about 64 rows, as after a real LM head.
+ * Usage: bench_cuda_sample [part of a mode's name [rows]] */
 #include <string.h>
 
 #include "kernels/cuda/sample.h"
@@ -12,16 +13,17 @@ struct mode {
     bool logprob, peaked;
 };
 
-static const mode modes[] = {{"greedy", 0, 0, 0, 0, 0, false, false},
-                             {"temperature", 0.8f, 0, 0, 0, 0, false, false},
-                             {"temperature, peaked", 0.8f, 0, 0, 0, 0, false, true},
-                             {"top-k 40 top-p .95 min-p .05", 0.8f, 0.95f, 0.05f, 40, 0, false, false},
-                             {"top-p .9, peaked", 1, 0.9f, 0, 0, 0, false, true},
-                             {"top-p .9", 1, 0.9f, 0, 0, 0, false, false},
-                             {"top-p .9 T 2", 2, 0.9f, 0, 0, 0, false, false},
-                             {"min-p .05 T 2", 2, 0, 0.05f, 0, 0, false, false},
-                             {"greedy + logprob + top 20", 0, 0, 0, 0, 20, true, false},
-                             {"top-k 40 .. + logprob + top 20", 0.8f, 0.95f, 0.05f, 40, 20, true, false}};
+static const mode modes[] = {
+    {"greedy", 0, 0, 0, 0, 0, false, false},
+    {"temperature", 0.8f, 0, 0, 0, 0, false, false},
+    {"temperature, peaked", 0.8f, 0, 0, 0, 0, false, true},
+    {"top-k 40 top-p .95 min-p .05", 0.8f, 0.95f, 0.05f, 40, 0, false, false},
+    {"top-p .9, peaked", 1, 0.9f, 0, 0, 0, false, true},
+    {"top-p .9", 1, 0.9f, 0, 0, 0, false, false},
+    {"top-p .9 T 2", 2, 0.9f, 0, 0, 0, false, false},
+    {"min-p .05 T 2", 2, 0, 0.05f, 0, 0, false, false},
+    {"greedy + logprob + top 20", 0, 0, 0, 0, 20, true, false},
+    {"top-k 40 .. + logprob + top 20", 0.8f, 0.95f, 0.05f, 40, 20, true, false}};
 
 static double time_mode(const mode &m, int n_vocab, int n_rows, cudaStream_t stream) {
     std::vector<float> x((size_t)n_rows * n_vocab);
@@ -104,7 +106,8 @@ static double time_mode(const mode &m, int n_vocab, int n_rows, cudaStream_t str
     return best;
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    const int only_rows = argc > 2 ? (int)strtol(argv[2], nullptr, 10) : 0;
     if (cuda_device_missing()) return 0;
     cudaStream_t stream;
     CUDA_OK(cudaStreamCreate(&stream));
@@ -115,8 +118,10 @@ int main(void) {
     for (int b : {1, 8, 64, 256}) printf(" %8d", b);
     printf("\n");
     for (const mode &m : modes) {
+        if (argc > 1 && !strstr(m.name, argv[1])) continue;
         printf("%-32s", m.name);
         for (int b : {1, 8, 64, 256}) {
+            if (only_rows && b != only_rows) continue;
             printf(" %8.1f", time_mode(m, n_vocab, b, stream));
             fflush(stdout);
         }

@@ -7,8 +7,8 @@
 
 #include <string>
 
-#include "kernels/cuda_check.h"
 #include "kernels/cuda/attention_internal.h"
+#include "kernels/cuda_check.h"
 
 struct sequence_case {
     int rows, keys; /* rows of this step, keys after it */
@@ -59,8 +59,10 @@ struct host_pool {
         if (l.type == DTYPE_I8) memcpy(h + kv_scale_offset(&l, value, token), &scale, 4);
         for (int d = 0; d < l.head_dim; d++) {
             char *p = h + kv_elem_offset(&l, value, token, d);
-            if (l.type == DTYPE_F32) memcpy(p, &x[d], 4);
-            else if (l.type == DTYPE_I8) *(int8_t *)p = (int8_t)lrintf(x[d] / scale);
+            if (l.type == DTYPE_F32)
+                memcpy(p, &x[d], 4);
+            else if (l.type == DTYPE_I8)
+                *(int8_t *)p = (int8_t)lrintf(x[d] / scale);
             else {
                 const uint16_t u = to16(l.type, x[d]);
                 memcpy(p, &u, 2);
@@ -266,8 +268,8 @@ static bool run_case(const attention_case &c) {
 /* RoPE and append against the formulas, and the pool's other bytes untouched. */
 static bool run_rope(dtype type, int dim, int n_rot, bool neox, bool norm, int block_tokens) {
     const int n_heads = 6, n_kv_heads = 2, rows = 5, n_all = n_heads + 2 * n_kv_heads;
-    attention_case c{"", type, dim, n_heads, n_kv_heads, block_tokens, 0, false,
-                     {{1, 37}, {1, 1}, {3, 70}}};
+    attention_case c{
+        "", type, dim, n_heads, n_kv_heads, block_tokens, 0, false, {{1, 37}, {1, 1}, {3, 70}}};
     rng r{(uint64_t)(dim * 7 + n_rot + block_tokens)};
     case_step st;
     make_step(c, r, st);
@@ -347,8 +349,8 @@ static bool run_rope(dtype type, int dim, int n_rot, bool neox, bool norm, int b
                     z = (double)(a.q_type == DTYPE_F32 ? q32[i] : from16(a.q_type, q16[i]));
                 } else {
                     const int v = h >= n_heads + n_kv_heads;
-                    z = (double)got.get(block, h - n_heads - v * n_kv_heads, v,
-                                        pos % block_tokens, d);
+                    z = (double)got.get(block, h - n_heads - v * n_kv_heads, v, pos % block_tokens,
+                                        d);
                 }
                 worst = fmax(worst, fabs(z - y[d]) / top);
             }
@@ -359,8 +361,10 @@ static bool run_rope(dtype type, int dim, int n_rot, bool neox, bool norm, int b
     for (char b : got.bytes) changed += b != 0x11;
     const size_t written = (size_t)rows * 2 * n_kv_heads *
                            (size_t)(dim * a.kv.elem_bytes + (type == DTYPE_I8 ? 4 : 0));
-    const double limit =
-        type == DTYPE_F32 ? 2e-6 : type == DTYPE_BF16 ? 4e-3 : type == DTYPE_F16 ? 6e-4 : 4.1e-3;
+    const double limit = type == DTYPE_F32    ? 2e-6
+                         : type == DTYPE_BF16 ? 4e-3
+                         : type == DTYPE_F16  ? 6e-4
+                                              : 4.1e-3;
     ok = ok && worst < limit && changed <= written && changed > written * 9 / 10;
     printf("rope %-4s D%-3d rot %-3d %s%s block %d: error %.1e, %zu of %zu bytes %s\n",
            dtype_get(type)->name, dim, n_rot, neox ? "neox" : "pairs", norm ? " norm" : "",
@@ -390,7 +394,8 @@ static bool run_copies(void) {
     return ok;
 }
 
-/* The address functions agree with the compile-time rows that the kernels use, and are one to one. */
+/* The address functions agree with the compile-time rows that the kernels use, and are one to one.
+ */
 static bool run_layout(void) {
     bool ok = true;
     error err;
@@ -409,9 +414,10 @@ static bool run_layout(void) {
         want = t == DTYPE_I8 ? kv_rows<D, 1>::chunk(32, v, tok, c)                                 \
                              : kv_rows<D, 2>::chunk(32, v, tok, c);                                \
     }
-                        ROWS(64) ROWS(80) ROWS(96) ROWS(128) ROWS(256)
+                        ROWS(64)
+                        ROWS(80) ROWS(96) ROWS(128) ROWS(256)
 #undef ROWS
-                        const int d = c * 16 / l.elem_bytes;
+                            const int d = c * 16 / l.elem_bytes;
                         ok = ok && (size_t)want == kv_elem_offset(&l, v, tok, d);
                     }
                 }
@@ -438,18 +444,32 @@ static std::vector<attention_case> cases(void) {
         for (int dim : {64, 80, 96, 128, 256}) {
             for (int page : {16, 32, 64}) {
                 const int hkv = page == 32 ? 2 : 1, hq = hkv * (page == 16 ? 7 : 4);
-                v.push_back({label("decode", t, dim, hq, hkv, page), t, dim, hq, hkv, page, 0,
-                             false, odd});
+                v.push_back(
+                    {label("decode", t, dim, hq, hkv, page), t, dim, hq, hkv, page, 0, false, odd});
             }
         }
         for (int g : {1, 2, 3, 5, 6, 8, 11}) {
             v.push_back({label("group", t, 64, g * 2, 2, 32), t, 64, g * 2, 2, 32, 0, false, odd});
         }
-        v.push_back({label("split", t, 128, 8, 2, 32), t, 128, 8, 2, 32, 0, false,
-                     {{1, 1500}, {1, 129}}});
-        v.push_back({label("window", t, 128, 4, 1, 16), t, 128, 4, 1, 16, 100, false,
+        v.push_back(
+            {label("split", t, 128, 8, 2, 32), t, 128, 8, 2, 32, 0, false, {{1, 1500}, {1, 129}}});
+        v.push_back({label("window", t, 128, 4, 1, 16),
+                     t,
+                     128,
+                     4,
+                     1,
+                     16,
+                     100,
+                     false,
                      {{1, 1500}, {1, 129}, {1, 100}, {1, 7}}});
-        v.push_back({label("mixed", t, 64, 6, 2, 32), t, 64, 6, 2, 32, 0, false,
+        v.push_back({label("mixed", t, 64, 6, 2, 32),
+                     t,
+                     64,
+                     6,
+                     2,
+                     32,
+                     0,
+                     false,
                      {{1, 40}, {1, 1}, {5, 5}, {33, 90}}});
     }
     /* Prefill: chunks with and without a prefix, rows that fill no tile, windows; and the same rows
@@ -466,14 +486,35 @@ static std::vector<attention_case> cases(void) {
                                  chunks});
                 }
             }
-            v.push_back({label(deterministic ? "tiles cut" : "prefill cut", t, 128, 4, 1, 32), t,
-                         128, 4, 1, 32, 0, deterministic, {{20, 2500}, {64, 1900}}});
-            v.push_back({label("window long", t, 64, 2, 2, 32), t, 64, 2, 2, 32, 200,
-                         deterministic, {{1, 900}, {300, 700}}});
+            v.push_back({label(deterministic ? "tiles cut" : "prefill cut", t, 128, 4, 1, 32),
+                         t,
+                         128,
+                         4,
+                         1,
+                         32,
+                         0,
+                         deterministic,
+                         {{20, 2500}, {64, 1900}}});
+            v.push_back({label("window long", t, 64, 2, 2, 32),
+                         t,
+                         64,
+                         2,
+                         2,
+                         32,
+                         200,
+                         deterministic,
+                         {{1, 900}, {300, 700}}});
         }
     }
     for (int dim : {2, 16, 48, 64, 250}) {
-        v.push_back({label("plain", DTYPE_F32, dim, 6, 2, 16), DTYPE_F32, dim, 6, 2, 16, 20, false,
+        v.push_back({label("plain", DTYPE_F32, dim, 6, 2, 16),
+                     DTYPE_F32,
+                     dim,
+                     6,
+                     2,
+                     16,
+                     20,
+                     false,
                      {{1, 40}, {1, 1}, {5, 5}, {33, 90}}});
     }
     for (dtype t : {DTYPE_F16, DTYPE_BF16, DTYPE_I8}) {

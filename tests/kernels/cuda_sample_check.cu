@@ -1,14 +1,14 @@
-/* Checks kernels/cuda sampling against a plain host version in double: every rule of step.h over odd
- * vocabularies and kinds of logits; equal results for every number of rows (cluster sizes differ);
- * raw logits unchanged afterwards. A draw within 1e-5 of a border between tokens may fall either way.
- * Usage: cuda_sample_check [small]   small: short, for compute-sanitizer */
+/* Checks kernels/cuda sampling against a plain host version in double: every rule of step.h over
+ * odd vocabularies and kinds of logits; equal results for every number of rows (cluster sizes
+ * differ); raw logits unchanged afterwards. A draw within 1e-5 of a border between tokens may fall
+ * either way. Usage: cuda_sample_check [small]   small: short, for compute-sanitizer */
 #include <string.h>
 
 #include <algorithm>
 #include <string>
 
-#include "kernels/cuda_check.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda_check.h"
 
 struct row_case {
     sample_row r;
@@ -217,12 +217,13 @@ static bool check_detail(const row_case &c, const std::vector<float> &x, const s
     for (float v : x) z += exp((double)v - (double)top);
     const double lse = (double)top + log(z), slack = 4e-6 + 2e-7 * fabs(lse);
     auto near = [&](float got, double want) { /* the answer itself is a float */
-        return fabs((double)got - want) < slack + 1e-7 * fabs(want);
+                                              return fabs((double)got - want) <
+                                                     slack + 1e-7 * fabs(want);
     };
     int rank = 1;
     for (float v : x) rank += v > x[token];
-    bool ok = o.token == token && o.finite && o.rank == rank &&
-              near(o.logprob, (double)x[token] - lse);
+    bool ok =
+        o.token == token && o.finite && o.rank == rank && near(o.logprob, (double)x[token] - lse);
     const int k = std::min(c.r.n_top, n);
     if (o.n_top != k) return false;
     std::vector<int> id(n);
@@ -230,8 +231,7 @@ static bool check_detail(const row_case &c, const std::vector<float> &x, const s
     std::partial_sort(id.begin(), id.begin() + k, id.end(),
                       [&](int a, int b) { return x[a] != x[b] ? x[a] > x[b] : a < b; });
     for (int i = 0; i < k; i++) {
-        ok = ok && o.top_token[i] == id[i] &&
-             near(o.top_logprob[i], (double)x[id[i]] - lse);
+        ok = ok && o.top_token[i] == id[i] && near(o.top_logprob[i], (double)x[id[i]] - lse);
     }
     return ok;
 }
@@ -260,15 +260,15 @@ static int verify(const batch &b, const char *what) {
             }
             const expected e = draw(c, y);
             if (token != e.token) {
-                const bool kept =
-                    std::find(e.order.begin(), e.order.end(), token) != e.order.end();
-                if (e.near_border) border++;
+                const bool kept = std::find(e.order.begin(), e.order.end(), token) != e.order.end();
+                if (e.near_border)
+                    border++;
                 else {
                     wrong++;
-                    printf("  %s row %d: token %d, expected %d of %zu%s (T %g p %g min-p %g k %d)\n",
-                           what, i, token, e.token, e.order.size(), kept ? "" : ", not kept",
-                           (double)c.r.temperature, (double)c.r.top_p, (double)c.r.min_p,
-                           c.r.top_k);
+                    printf(
+                        "  %s row %d: token %d, expected %d of %zu%s (T %g p %g min-p %g k %d)\n",
+                        what, i, token, e.token, e.order.size(), kept ? "" : ", not kept",
+                        (double)c.r.temperature, (double)c.r.top_p, (double)c.r.min_p, c.r.top_k);
                 }
             }
         }
@@ -307,11 +307,11 @@ static sample_row params(float t, float p, float m, int k) {
 static batch make_batch(int n_vocab, int kind, bool detail, bool entries, bool never, bool greedy,
                         int seed) {
     static const sample_row sets[] = {
-        params(1, 0, 0, 0),         params(0.7f, 0.95f, 0.05f, 40), params(1, 0.9f, 0, 0),
-        params(2, 0.9f, 0, 0),      params(1, 0, 0.02f, 0),         params(1.3f, 0.8f, 0.01f, 0),
-        params(1, 0.97f, 0, 5000),  params(2, 0.999f, 0, 0),        params(1, 0.05f, 0, 0),
-        params(0, 0, 0, 0),         params(0.8f, 0.95f, 0, 50),     params(2, 0.9f, 0, 3),
-        params(1, 0, 0, 1),         params(2, 0.9f, 0.001f, 100000), params(1.5f, 0, 0, 1024),
+        params(1, 0, 0, 0),        params(0.7f, 0.95f, 0.05f, 40),  params(1, 0.9f, 0, 0),
+        params(2, 0.9f, 0, 0),     params(1, 0, 0.02f, 0),          params(1.3f, 0.8f, 0.01f, 0),
+        params(1, 0.97f, 0, 5000), params(2, 0.999f, 0, 0),         params(1, 0.05f, 0, 0),
+        params(0, 0, 0, 0),        params(0.8f, 0.95f, 0, 50),      params(2, 0.9f, 0, 3),
+        params(1, 0, 0, 1),        params(2, 0.9f, 0.001f, 100000), params(1.5f, 0, 0, 1024),
         params(0.01f, 0.5f, 0, 0)};
     batch b;
     b.n_vocab = n_vocab;
@@ -372,9 +372,9 @@ int main(int argc, char **argv) {
     if (cuda_device_missing()) return 0;
     const bool small = argc > 1 && !strcmp(argv[1], "small");
     int wrong = 0, n = 0;
-    const std::vector<int> vocabs = small ? std::vector<int>{5, 4099}
-                                          : std::vector<int>{1, 2, 5, 31, 257, 4096, 4097, 32064,
-                                                             151936};
+    const std::vector<int> vocabs =
+        small ? std::vector<int>{5, 4099}
+              : std::vector<int>{1, 2, 5, 31, 257, 4096, 4097, 32064, 151936};
     for (int v : vocabs) {
         for (int kind = 0; kind < KINDS; kind++) {
             for (int mode = 0; mode < 5; mode++) {
