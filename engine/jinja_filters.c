@@ -324,8 +324,13 @@ static int find_named(jinja *x, jinja_value name, int (*find)(const char *), con
     return found;
 }
 
+/* map, select and their kin take anything that counts as false for an empty list, as Jinja does. */
+static const jinja_list *items_or_none(jinja *x, jinja_value v) {
+    return jinja_items(x, jinja_truthy(x, v) ? v : jinja_undefined(NULL));
+}
+
 static jinja_value f_map(jinja *x, jinja_value v, const jinja_args *a) {
-    const jinja_list *l = jinja_items(x, v);
+    const jinja_list *l = items_or_none(x, v);
     if (!l) return jinja_undefined(NULL);
     const jinja_value path = jinja_arg(a, -1, "attribute");
     const jinja_value otherwise = jinja_arg(a, -1, "default");
@@ -343,7 +348,7 @@ static jinja_value f_map(jinja *x, jinja_value v, const jinja_args *a) {
 
 /* select, reject and their attr forms. */
 static jinja_value choose(jinja *x, jinja_value v, const jinja_args *a, bool attr, bool keep) {
-    const jinja_list *l = jinja_items(x, v);
+    const jinja_list *l = items_or_none(x, v);
     if (!l) return jinja_undefined(NULL);
     const jinja_value path = attr ? jinja_arg(a, 0, NULL) : jinja_undefined(NULL);
     const jinja_value name = jinja_arg(a, attr ? 1 : 0, NULL);
