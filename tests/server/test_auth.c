@@ -1,0 +1,174 @@
+/* Tokens: files good and bad, who is let in, and a tenant's limits on a clock of the test's own. */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "server/auth.h"
+
+static char path[] = "/tmp/inferd_test_auth_XXXXXX";
+
+static void hash_of(const char *secret, char hex[65]) {
+    uint8_t digest[32];
+    ck_assert_int_eq(sha256_of(secret, strlen(secret), digest), OK);
+    sha256_hex(digest, hex);
+}
+
+static void write_file(const char *text) {
+    FILE *f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+static void write_line(const char *secret, const char *rest) {
+    char hex[65], line[400];
+    hash_of(secret, hex);
+    snprintf(line, sizeof line, "# comment\n\n  sha256:%s %s # tail\n", hex, rest);
+    write_file(line);
+}
+
+static bool enters(auth *a, const char *header, identity *who) {
+    return auth_check(a, header, header ? strlen(header) : 0, who);
+}
+
+START_TEST(without_a_file_all_are_welcome) {
+    auth *a;
+    error err;
+    identity who;
+    ck_assert_int_eq(auth_open(NULL, &a, &err), OK);
+    ck_assert(!auth_required(a));
+    ck_assert(enters(a, NULL, &who));
+    ck_assert_uint_eq(who.id, 0);
+    ck_assert_int_eq(auth_reload(a, &err), OK);
+    auth_close(a);
+}
+END_TEST
+
+START_TEST(only_the_token_enters) {
+    auth *a;
+    error err;
+    identity who;
+    write_line("s3cret", "team-a");
+    ck_assert_msg(auth_open(path, &a, &err) == OK, "%s", err.text);
+    ck_assert(enters(a, "Bearer s3cret", &who));
+    ck_assert_str_eq(who.name, "team-a");
+    ck_assert_uint_ne(who.id, 0);
+    static const char *const WRONG[] = {NULL,
+                                        "",
+                                        "Bearer",
+                                        "Bearer ",
+                                        "Bearer s3cre",
+                                        "Bearer s3crett",
+                                        "bearer s3cret",
+                                        "s3cret",
+                                        "Basic s3cret",
+                                        "Bearer  s3cret"};
+    for (size_t i = 0; i < sizeof WRONG / sizeof *WRONG; i++)
+        ck_assert_msg(!enters(a, WRONG[i], &who) && who.id == 0, "%zu", i);
+    auth_close(a);
+}
+END_TEST
+
+START_TEST(expired_tokens_stay_out) {
+    auth *a;
+    error err;
+    identity who;
+    write_line("old", "t expires=2001-09-09");
+    ck_assert_int_eq(auth_open(path, &a, &err), OK);
+    ck_assert(!enters(a, "Bearer old", &who));
+    write_line("new", "t expires=2999-12-31");
+    ck_assert_int_eq(auth_reload(a, &err), OK);
+    ck_assert(enters(a, "Bearer new", &who));
+    ck_assert(!enters(a, "Bearer old", &who));
+    auth_close(a);
+}
+END_TEST
+
+START_TEST(bad_files_are_refused_and_change_nothing) {
+    static const char *const BAD[] = {
+        "",
+        "# nobody\n",
+        "token team\n",
+        "sha256:abcd team\n",
+        "sha256:0000000000000000000000000000000000000000000000000000000000000000\n",
+        "sha256:0000000000000000000000000000000000000000000000000000000000000000 a/b\n",
+        "sha256:0000000000000000000000000000000000000000000000000000000000000000 a streams=x\n",
+        "sha256:0000000000000000000000000000000000000000000000000000000000000000 a streams=-1\n",
+        "sha256:0000000000000000000000000000000000000000000000000000000000000000 a stream=1\n",
+        "sha256:0000000000000000000000000000000000000000000000000000000000000000 a "
+        "expires=2026-13-01\n"};
+    auth *a, *b;
+    error err;
+    identity who;
+    write_line("good", "t");
+    ck_assert_int_eq(auth_open(path, &a, &err), OK);
+    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
+        write_file(BAD[i]);
+        ck_assert_msg(auth_reload(a, &err) == E_FORMAT, "%zu", i);
+        ck_assert(enters(a, "Bearer good", &who));
+        ck_assert_int_eq(auth_open(path, &b, &err), E_FORMAT);
+    }
+    unlink(path);
+    ck_assert_int_eq(auth_reload(a, &err), E_IO);
+    ck_assert(enters(a, "Bearer good", &who));
+    auth_close(a);
+}
+END_TEST
+
+START_TEST(limits_hold) {
+    auth *a;
+    error err;
+    identity who;
+    int retry_ms = 0;
+    tenant_charge c[4];
+    write_line("x", "t streams=2 waiting_tokens=100 tokens_per_minute=600");
+    ck_assert_int_eq(auth_open(path, &a, &err), OK);
+    ck_assert(enters(a, "Bearer x", &who));
+    int64_t now = 1000 * NS_PER_S;
+    ck_assert_int_eq(tenant_admit(who.tenant, 50, 50, now, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 51, 1, now, &c[1], &retry_ms), E_FULL); /* tokens */
+    ck_assert_int_eq(tenant_admit(who.tenant, 50, 50, now, &c[1], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 0, 1, now, &c[2], &retry_ms), E_FULL); /* streams */
+    tenant_release(&c[0], 100);
+    tenant_release(&c[1], 60); /* 40 come back */
+    tenant_release(&c[1], 0);  /* a charge ends once */
+    ck_assert_int_eq(tenant_admit(who.tenant, 10, 430, now, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 10, 90, now, &c[1], &retry_ms), E_FULL); /* 0 left */
+    ck_assert_int_ge(retry_ms, 9900);
+    ck_assert_int_le(retry_ms, 10100);
+    now += 10 * NS_PER_S; /* ten a second */
+    ck_assert_int_eq(tenant_admit(who.tenant, 10, 90, now, &c[1], &retry_ms), OK);
+    tenant_release(&c[0], 440);
+    tenant_release(&c[1], 100);
+    now += 600 * NS_PER_S; /* never more than a minute's worth */
+    ck_assert_int_eq(tenant_admit(who.tenant, 10, 5000, now, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 1, 1, now, &c[1], &retry_ms), E_FULL);
+    tenant_release(&c[0], 5010);
+    ck_assert_int_eq(tenant_admit(NULL, 1u << 30, 1u << 30, now, &c[0], &retry_ms), OK);
+    auth_close(a);
+}
+END_TEST
+
+int main(void) {
+    const int fd = mkstemp(path);
+    if (fd < 0) return 1;
+    close(fd);
+    Suite *s = suite_create("auth");
+    TCase *t = tcase_create("all");
+    tcase_add_test(t, without_a_file_all_are_welcome);
+    tcase_add_test(t, only_the_token_enters);
+    tcase_add_test(t, expired_tokens_stay_out);
+    tcase_add_test(t, bad_files_are_refused_and_change_nothing);
+    tcase_add_test(t, limits_hold);
+    suite_add_tcase(s, t);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    const int n = srunner_ntests_failed(r);
+    srunner_free(r);
+    unlink(path);
+    return n != 0;
+}
