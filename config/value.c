@@ -158,7 +158,7 @@ status config_key_set(const config_key *k, const char *text, config *c,
         return OK;
     }
     }
-    assert(!"key kind");
+    assert(false); /* an unknown kind of key */
     return E_INTERNAL;
 }
 
