@@ -25,7 +25,7 @@ static const mode modes[] = {
     {"greedy + logprob + top 20", 0, 0, 0, 0, 20, true, false},
     {"top-k 40 .. + logprob + top 20", 0.8f, 0.95f, 0.05f, 40, 20, true, false}};
 
-static double time_mode(const mode &m, int n_vocab, int n_rows, cudaStream_t stream) {
+static std::vector<float> make_logits(const mode &m, int n_vocab, int n_rows) {
     std::vector<float> x((size_t)n_rows * n_vocab);
     rng r{17};
     const int distinct = n_rows < 8 ? n_rows : 8;
@@ -38,6 +38,10 @@ static double time_mode(const mode &m, int n_vocab, int n_rows, cudaStream_t str
         for (int i = 0; i < n_vocab; i++) p[i] = r.normal() * (m.peaked ? 1.5f : 2.5f);
         for (int k = 0; k < 30 && m.peaked; k++) p[r.below(n_vocab)] = 16.0f - 0.35f * (float)k;
     }
+    return x;
+}
+
+static std::vector<sample_row> make_rows(const mode &m, int n_rows) {
     std::vector<sample_row> rows((size_t)n_rows);
     for (int i = 0; i < n_rows; i++) {
         sample_row q;
@@ -53,57 +57,61 @@ static double time_mode(const mode &m, int n_vocab, int n_rows, cudaStream_t str
         q.logprob = m.logprob;
         rows[i] = q;
     }
-    sampler s;
-    error err;
-    if (sampler_init(&s, n_vocab, n_vocab, n_rows, 0, nullptr, 0, &err) != OK) exit(1);
-    step st;
-    memset(&st, 0, sizeof st);
-    st.n_samples = n_rows;
-    st.sample = rows.data();
-    std::vector<char> plan(sampler_plan_bytes(&s));
-    sampler_plan p;
-    if (sampler_plan_make(&s, &st, plan.data(), &p) != OK) exit(1);
-    device_array<float> logits(x);
-    device_array<sample_row> drows(rows);
-    device_array<char> dplan(plan), work(sampler_workspace_bytes(&s));
-    work.fill(0);
-    device_array<int32_t> token((size_t)n_rows);
-    device_array<sampled> out((size_t)n_rows);
-    sampler_args a;
-    memset(&a, 0, sizeof a);
-    a.logits = logits.p;
-    a.rows = drows.p;
-    a.plan = dplan.p;
-    a.workspace = work.p;
-    a.token = token.p;
-    a.out = out.p;
-    a.pdl = true;
+    return rows;
+}
+
+/* Microseconds a step: the best of four launches of a graph of 20. */
+static double time_graph(const sampler &s, const sampler_plan &p, const sampler_args &a,
+                         cudaStream_t stream) {
+    enum { STEPS = 20, LAUNCHES = 4 };
     cudaGraph_t g;
     cudaGraphExec_t e;
-    enum { STEPS = 20 };
+    cudaEvent_t t0, t1;
     CUDA_OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < STEPS; i++) {
         if (cuda_sample(&s, &p, &a, stream) != OK) exit(1);
     }
     CUDA_OK(cudaStreamEndCapture(stream, &g));
     CUDA_OK(cudaGraphInstantiate(&e, g, 0));
-    cudaEvent_t t0, t1;
     CUDA_OK(cudaEventCreate(&t0));
     CUDA_OK(cudaEventCreate(&t1));
     double best = 1e30;
     CUDA_OK(cudaGraphLaunch(e, stream));
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < LAUNCHES; i++) {
         float ms = 0;
         CUDA_OK(cudaEventRecord(t0, stream));
         CUDA_OK(cudaGraphLaunch(e, stream));
         CUDA_OK(cudaEventRecord(t1, stream));
         CUDA_OK(cudaEventSynchronize(t1));
         CUDA_OK(cudaEventElapsedTime(&ms, t0, t1));
-        if (ms * 1e3 / STEPS < best) best = (double)ms * 1e3 / STEPS;
+        best = fmin(best, (double)ms * 1e3 / STEPS);
     }
     cudaGraphExecDestroy(e);
     cudaGraphDestroy(g);
     return best;
+}
+
+static double time_mode(const mode &m, int n_vocab, int n_rows, cudaStream_t stream) {
+    std::vector<sample_row> rows = make_rows(m, n_rows);
+    sampler s;
+    sampler_plan p;
+    error err;
+    step st;
+    memset(&st, 0, sizeof st);
+    st.n_samples = n_rows;
+    st.sample = rows.data();
+    if (sampler_init(&s, n_vocab, n_vocab, n_rows, 0, nullptr, 0, &err) != OK) exit(1);
+    std::vector<char> plan(sampler_plan_bytes(&s));
+    if (sampler_plan_make(&s, &st, plan.data(), &p) != OK) exit(1);
+    device_array<float> logits(make_logits(m, n_vocab, n_rows));
+    device_array<sample_row> drows(rows);
+    device_array<char> dplan(plan), work(sampler_workspace_bytes(&s));
+    work.fill(0);
+    device_array<int32_t> token((size_t)n_rows);
+    device_array<sampled> out((size_t)n_rows);
+    const sampler_args a = {logits.p, drows.p, nullptr, nullptr, dplan.p,
+                            work.p,   token.p, out.p,   true};
+    return time_graph(s, p, a, stream);
 }
 
 int main(int argc, char **argv) {

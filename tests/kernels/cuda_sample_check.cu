@@ -130,81 +130,91 @@ struct result {
     bool detail, intact;
 };
 
-/* Runs rows [from, from + n) of b as one step. */
-static result run(const batch &b, int from, int n) {
+/* Rows [from, from + n) of b as the arrays of a step. */
+struct step_arrays {
     std::vector<sample_row> rows;
     std::vector<token_bias> bias;
     std::vector<token_seen> seen;
-    std::vector<float> logits((size_t)n * b.stride, NAN); /* NaN in the padding must not matter */
-    for (int i = 0; i < n; i++) {
-        const row_case &c = b.cases[from + i];
-        sample_row r = c.r;
-        r.row = i;
-        r.i_bias = (int)bias.size();
-        r.n_bias = (int)c.bias.size();
-        r.i_seen = (int)seen.size();
-        r.n_seen = (int)c.seen.size();
-        bias.insert(bias.end(), c.bias.begin(), c.bias.end());
-        seen.insert(seen.end(), c.seen.begin(), c.seen.end());
-        rows.push_back(r);
-        std::copy(b.logits[from + i].begin(), b.logits[from + i].end(),
-                  logits.begin() + (size_t)i * b.stride);
+    std::vector<float> logits;
+    step_arrays(const batch &b, int from, int n)
+        : logits((size_t)n * b.stride, NAN) { /* NaN in the padding must not matter */
+        for (int i = 0; i < n; i++) {
+            const row_case &c = b.cases[from + i];
+            sample_row r = c.r;
+            r.row = i;
+            r.i_bias = (int)bias.size();
+            r.n_bias = (int)c.bias.size();
+            r.i_seen = (int)seen.size();
+            r.n_seen = (int)c.seen.size();
+            bias.insert(bias.end(), c.bias.begin(), c.bias.end());
+            seen.insert(seen.end(), c.seen.begin(), c.seen.end());
+            rows.push_back(r);
+            std::copy(b.logits[from + i].begin(), b.logits[from + i].end(),
+                      logits.begin() + (size_t)i * b.stride);
+        }
     }
-    std::vector<uint8_t> never = b.never;
-    never.resize(b.stride, 0);
-    device_array<uint8_t> dnever(never);
-    sampler s;
-    error err;
-    if (sampler_init(&s, b.n_vocab, b.stride, n, (int)(bias.size() + seen.size()),
-                     b.never.empty() ? nullptr : dnever.p, 0, &err) != OK) {
-        printf("%s\n", err.text);
-        exit(1);
-    }
-    step st;
-    memset(&st, 0, sizeof st);
-    st.n_samples = n;
-    st.sample = rows.data();
-    std::vector<char> plan(sampler_plan_bytes(&s));
-    sampler_plan p;
-    if (sampler_plan_make(&s, &st, plan.data(), &p) != OK) {
-        printf("plan refused\n");
-        exit(1);
-    }
-    device_array<sample_row> drows(rows);
-    device_array<token_bias> dbias(bias);
-    device_array<token_seen> dseen(seen);
-    device_array<char> dplan(plan), work(sampler_workspace_bytes(&s));
-    work.fill(0);
-    device_array<float> dlogits(logits);
-    device_array<int32_t> token((size_t)n);
-    device_array<sampled> out((size_t)n);
-    sampler_args a;
-    memset(&a, 0, sizeof a);
-    a.logits = dlogits.p;
-    a.rows = drows.p;
-    a.bias = dbias.p;
-    a.seen = dseen.p;
-    a.plan = dplan.p;
-    a.workspace = work.p;
-    a.token = token.p;
-    a.out = p.detail ? out.p : nullptr;
-    result r;
-    for (int pass = 0; pass < 2; pass++) { /* twice: the workspace must be back at rest */
-        token.fill(0x7f);
-        out.fill(0x7f);
+};
+
+/* Launches twice: the workspace must be back at rest. */
+static void launch_twice(const sampler &s, const sampler_plan &p, const sampler_args &a,
+                         const device_array<int32_t> &token, result *r) {
+    for (int pass = 0; pass < 2; pass++) {
+        CUDA_OK(cudaMemset(a.token, 0x7f, token.n * sizeof(int32_t)));
         if (cuda_sample(&s, &p, &a, 0) != OK) {
             printf("launch failed\n");
             exit(1);
         }
         CUDA_OK(cudaDeviceSynchronize());
         std::vector<int32_t> t = token.get();
-        if (pass && t != r.token) printf("second pass differs\n"), t[0] = -2;
-        r.token = t;
+        if (pass && t != r->token) {
+            printf("second pass differs\n");
+            t[0] = -2;
+        }
+        r->token = t;
     }
+}
+
+/* Runs rows [from, from + n) of b as one step. */
+static result run(const batch &b, int from, int n) {
+    step_arrays h(b, from, n);
+    std::vector<uint8_t> never = b.never;
+    never.resize(b.stride, 0);
+    device_array<uint8_t> dnever(never);
+    sampler s;
+    error err;
+    step st;
+    sampler_plan p;
+    memset(&st, 0, sizeof st);
+    st.n_samples = n;
+    st.sample = h.rows.data();
+    if (sampler_init(&s, b.n_vocab, b.stride, n, (int)(h.bias.size() + h.seen.size()),
+                     b.never.empty() ? nullptr : dnever.p, 0, &err) != OK) {
+        printf("%s\n", err.text);
+        exit(1);
+    }
+    std::vector<char> plan(sampler_plan_bytes(&s));
+    if (sampler_plan_make(&s, &st, plan.data(), &p) != OK) {
+        printf("plan refused\n");
+        exit(1);
+    }
+    device_array<sample_row> rows(h.rows);
+    device_array<token_bias> bias(h.bias);
+    device_array<token_seen> seen(h.seen);
+    device_array<char> dplan(plan), work(sampler_workspace_bytes(&s));
+    work.fill(0);
+    device_array<float> logits(h.logits);
+    device_array<int32_t> token((size_t)n);
+    device_array<sampled> out((size_t)n);
+    out.fill(0x7f);
+    const sampler_args a = {logits.p, rows.p, bias.p,  seen.p,
+                            dplan.p,  work.p, token.p, p.detail ? out.p : nullptr,
+                            false};
+    result r;
+    launch_twice(s, p, a, token, &r);
     r.out = out.get();
     r.detail = p.detail;
-    const std::vector<float> after = dlogits.get();
-    r.intact = memcmp(after.data(), logits.data(), after.size() * 4) == 0;
+    const std::vector<float> after = logits.get();
+    r.intact = memcmp(after.data(), h.logits.data(), after.size() * 4) == 0;
     return r;
 }
 
