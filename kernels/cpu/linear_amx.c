@@ -1,18 +1,17 @@
 /* y = W x for quantised weights and many rows of x with AMX. A panel's codes are unpacked once into
- * byte tiles (a vector of 4 inputs x 16 rows of W is a row of AMX's B operand as it is), and the
- * codes of 8 rows of x, both byte planes, are one A operand of 16 rows: an act_block is two of
- * them.
+ * byte tiles (a vector of 4 inputs x 16 rows of W is a row of AMX's B operand as it is). An
+ * act_block is three A operands of 16 rows: both planes of c for rows 0-7, for rows 8-15, and l.
  *
- *   C [high of x 0, low of x 0, high of x 1, ...][16 rows of W]  =  A [16][32]  B [32][16]
+ *   C [high of x 0, mid of x 0, high of x 1, ...][16 rows of W]  =  A [16][32]  B [32][16]
  *
- * One block of 32 inputs: for 16 rows of x 2 tile products (16 cycles each) and the float work, 6
- * instructions a row; for the same 8,192 products linear_avx512.c needs 16 x 22 instructions.
+ * One block of 32 inputs: for 16 rows of x 3 tile products (16 cycles each) and the float work, 8
+ * instructions a row; for the same 8,192 products linear_avx512.c needs 16 x 33 instructions.
  * The integers are the same, and so is the float order: the results are equal bit for bit. */
 #include "kernels/cpu/linear_avx512.h"
 
 enum { CHUNK_BLOCKS = 32, ROWS_WORTH = 4 /* fewer rows are left to linear_avx512.c */ };
 
-/* The palette: tiles 0-3 C, 4-5 A, 6-7 B. */
+/* The palette: tiles 0-3 C, 6 B, 4, 5 and 7 A. */
 typedef struct tile_config {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
@@ -23,69 +22,86 @@ typedef struct tile_config {
 VEC_INLINE void configure(int n_inputs) {
     tile_config c = {.palette = 1};
     for (int i = 0; i < 8; i++) {
-        c.rows[i] = (uint8_t)(i < 6 ? 16 : n_inputs / 4);
-        c.row_bytes[i] = (uint16_t)(i < 4 || i > 5 ? 64 : n_inputs);
+        c.rows[i] = (uint8_t)(i != 6 ? 16 : n_inputs / 4);
+        c.row_bytes[i] = (uint16_t)(i < 4 || i == 6 ? 64 : n_inputs);
     }
     _tile_loadconfig(&c);
 }
 
-/* C of one block: [half of the inputs][8 rows of x x 2 planes, twice][16 rows of W]. */
+/* C of one block and each half of its inputs: planes of c, row by row; l. */
 typedef struct products {
-    _Alignas(64) int32_t c[2][32][16];
+    _Alignas(64) int32_t c[2][2 * ACT_ROWS][16];
+    int32_t l[2][ACT_ROWS][16];
 } products;
+
+/* 32 inputs (or the half that starts at byte h) of n_t rows. */
+VEC_INLINE void multiply_half(const uint8_t *tile, const act_block *q, int h, int n_t,
+                              products *out) {
+    _tile_loadd(6, tile, 64);
+    _tile_loadd(4, q->c[0] + 16 * h, 32);
+    _tile_loadd(5, q->l[0] + 16 * h, 32);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_dpbsud(0, 4, 6);
+    _tile_dpbsud(1, 5, 6);
+    if (n_t > 8) {
+        _tile_loadd(7, q->c[8] + 16 * h, 32);
+        _tile_zero(2);
+        _tile_dpbsud(2, 7, 6);
+    }
+    _tile_stored(0, out->c[h][0], 64);
+    _tile_stored(1, out->l[h][0], 64);
+    if (n_t > 8) _tile_stored(2, out->c[h][16], 64);
+}
 
 VEC_INLINE void multiply(const uint8_t *tile, const act_block *q, bool halves, int n_t,
                          products *out) {
-    _tile_loadd(6, tile, 64);
-    _tile_zero(0);
-    _tile_loadd(4, q->q[0], 32);
-    _tile_dpbsud(0, 4, 6);
-    _tile_stored(0, out->c[0][0], 64);
-    if (n_t > 8) {
-        _tile_zero(1);
-        _tile_loadd(5, q->q[8], 32);
-        _tile_dpbsud(1, 5, 6);
-        _tile_stored(1, out->c[0][16], 64);
-    }
-    if (!halves) return;
-    _tile_loadd(7, tile + 256, 64);
-    _tile_zero(2);
-    _tile_loadd(4, q->q[0] + 16, 32);
-    _tile_dpbsud(2, 4, 7);
-    _tile_stored(2, out->c[1][0], 64);
-    if (n_t > 8) {
-        _tile_zero(3);
-        _tile_loadd(5, q->q[8] + 16, 32);
-        _tile_dpbsud(3, 5, 7);
-        _tile_stored(3, out->c[1][16], 64);
-    }
+    multiply_half(tile, q, 0, n_t, out);
+    if (halves) multiply_half(tile + 256, q, 1, n_t, out);
 }
 
-/* The dot product of row t from its two planes. */
-VEC_INLINE vf joined(const int32_t (*c)[16], int t, const int32_t *offset, int zero) {
-    const __m512i high = _mm512_load_si512(c[2 * t]), low = _mm512_load_si512(c[2 * t + 1]);
-    __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
-    if (zero != 0) sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(offset[t]));
-    return vf_from_i32(sum);
+/* zero * (sum of the activations), for 16 rows. */
+typedef struct offsets {
+    _Alignas(64) int32_t c[2][ACT_ROWS];
+    int32_t l[2][ACT_ROWS];
+} offsets;
+
+VEC_INLINE void times(int32_t *out, const int32_t *sum, int zero) {
+    _mm512_store_si512(out, _mm512_mullo_epi32(_mm512_loadu_si512(sum), _mm512_set1_epi32(zero)));
+}
+
+VEC_INLINE offsets zero_offsets(int zero, const act_block *q, bool halves) {
+    offsets o;
+    for (int h = 0; h < (halves ? 2 : 1); h++) {
+        times(o.c[h], halves ? q->sum_c16[h] : q->sum_c, zero);
+        times(o.l[h], halves ? q->sum_l16[h] : q->sum_l, zero);
+    }
+    return o;
+}
+
+/* The dot product of row t from its planes. */
+VEC_INLINE vf joined(const products *p, int h, int t, const offsets *o, int zero) {
+    const __m512i high = _mm512_load_si512(p->c[h][2 * t]);
+    const __m512i mid = _mm512_load_si512(p->c[h][2 * t + 1]);
+    __m512i c = _mm512_add_epi32(_mm512_slli_epi32(high, 8), mid);
+    __m512i l = _mm512_load_si512(p->l[h][t]);
+    if (zero != 0) {
+        c = _mm512_sub_epi32(c, _mm512_set1_epi32(o->c[h][t]));
+        l = _mm512_sub_epi32(l, _mm512_set1_epi32(o->l[h][t]));
+    }
+    return vf_fma(vf_from_i32(c), vf_set1(256.0f), vf_from_i32(l));
 }
 
 /* Adds a block's share to n_t rows: the order of linear_portable.c:add_block. */
 VEC_INLINE void add_products(pack_scales kind, int zero, const block_scales *s, const act_block *q,
                              const products *p, int n_t, vf *acc) {
     const bool halves = kind == SCALES_K16 || kind == SCALES_K16_MIN;
-    _Alignas(64) int32_t offset[2][ACT_ROWS]; /* zero * (sum of the activations) */
-    if (zero != 0) {
-        const __m512i z = _mm512_set1_epi32(zero);
-        for (int h = 0; h < (halves ? 2 : 1); h++) {
-            const __m512i sum = _mm512_loadu_si512(halves ? q->sum16[h] : q->sum);
-            _mm512_store_si512(offset[h], _mm512_mullo_epi32(sum, z));
-        }
-    }
+    offsets o;
+    if (zero != 0) o = zero_offsets(zero, q, halves);
     for (int t = 0; t < n_t; t++) {
         const vf d = vf_set1(q->d[t]);
-        acc[t] = vf_fma(vf_mul(s->d[0], d), joined(p->c[0], t, offset[0], zero), acc[t]);
-        if (halves)
-            acc[t] = vf_fma(vf_mul(s->d[1], d), joined(p->c[1], t, offset[1], zero), acc[t]);
+        acc[t] = vf_fma(vf_mul(s->d[0], d), joined(p, 0, t, &o, zero), acc[t]);
+        if (halves) acc[t] = vf_fma(vf_mul(s->d[1], d), joined(p, 1, t, &o, zero), acc[t]);
         if (kind == SCALES_F16_MIN || kind == SCALES_K32_MIN)
             acc[t] = vf_fma(s->m[0], vf_set1(q->s[t]), acc[t]);
         if (kind == SCALES_K16_MIN) {

@@ -1,11 +1,11 @@
-/* y = W x for quantised weights with AVX2. Byte dot products (vpmaddubsw) saturate and would need
- * both byte planes; vpmaddwd on 16-bit words takes the whole activation at once and is exact. Of 32
- * code bytes (4 inputs of 8 rows), the even ones are masked and the odd ones shifted to words:
+/* y = W x for quantised weights with AVX2. For the 16-bit part c of the activations vpmaddwd on
+ * words is exact. Of 32 code bytes (4 inputs of 8 rows), the even ones are masked and the odd ones
+ * shifted to words:
  *
  *   bytes  a b c d a b c d ...   even words (a c), odd words (b d), each 8 rows in int32 lanes
  *
- * so a vector of codes costs two vpmaddwd and two additions a token. A panel is done as two halves
- * of 8 rows, which leaves registers for tiles of 4 tokens. */
+ * so a vector of codes costs two vpmaddwd and two additions a token; the 8-bit part l one
+ * vpmaddubsw and one addition. A panel is done as two halves of 8 rows, for tiles of 4 tokens. */
 #include "kernels/cpu/kernels_isa.h"
 #include "kernels/cpu/vec_avx2.h"
 
@@ -107,26 +107,56 @@ VEC_INLINE __m256i words(const uint8_t *q) {
     return _mm256_set1_epi32(v);
 }
 
-/* sum[t] of vectors j0 .. j1: codes * activations, minus zero * (sum of the activations). */
-VEC_INLINE void dots(pack_codes codes, int zero, const uint8_t *table, const uint8_t *c, int half,
-                     int j0, int j1, const uint8_t (*q)[64], const int32_t *sum_x, int n_t,
-                     __m256i *sum) {
-    for (int t = 0; t < n_t; t++)
-        sum[t] = zero != 0 ? _mm256_set1_epi32(-zero * sum_x[t]) : _mm256_setzero_si256();
+/* The dot products of one block, or half of one, with c and l. */
+typedef struct block_dots {
+    __m256i c[TILE_MAX], l[TILE_MAX];
+} block_dots;
+
+/* Vectors j0 .. j1 of codes times n_t rows of q from r, without zero * (sum of the activations).
+ * l: a byte product pair fits 16 bits, and so do sums of 8 of them when codes have 4 bits (8 * 2 *
+ * 15 * 128 = 30720), of 2 up to 6 bits; 8-bit codes would saturate and go as words. */
+VEC_INLINE void dots(pack_codes codes, int zero, const uint8_t *table, const uint8_t *code,
+                     int half, int j0, int j1, const act_block *q, int r, const int32_t *sum_c,
+                     const int32_t *sum_l, int n_t, block_dots *o) {
+    const bool wide = codes == CODES_8 || codes == CODES_4_TABLE; /* tables go up to 241 */
+    const bool short_sums = codes == CODES_4 || codes == CODES_2 || codes == CODES_3;
+    const __m256i ones = _mm256_set1_epi16(1), zeros = _mm256_setzero_si256();
+    __m256i l16[TILE_MAX];
+    for (int t = 0; t < n_t; t++) {
+        o->c[t] = zero != 0 ? _mm256_set1_epi32(-zero * sum_c[t]) : zeros;
+        o->l[t] = zero != 0 ? _mm256_set1_epi32(-zero * sum_l[t]) : zeros;
+        l16[t] = zeros;
+    }
     for (int j = j0; j < j1; j++) {
-        const __m256i v = unpack(codes, table, c, j, half);
+        const __m256i v = unpack(codes, table, code, j, half);
         const __m256i even = _mm256_and_si256(v, _mm256_set1_epi16(255));
         const __m256i odd = _mm256_srli_epi16(v, 8);
         for (int t = 0; t < n_t; t++) {
-            const uint8_t *x = q[t] + 8 * j;
-            sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(even, words(x)));
-            sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(odd, words(x + 4)));
+            const uint8_t *x = q->c[r + t] + 8 * j;
+            o->c[t] = _mm256_add_epi32(o->c[t], _mm256_madd_epi16(even, words(x)));
+            o->c[t] = _mm256_add_epi32(o->c[t], _mm256_madd_epi16(odd, words(x + 4)));
+            const __m256i low = words((const uint8_t *)q->l[r + t] + 4 * j); /* 4 bytes */
+            if (wide) {
+                const __m256i l_even = _mm256_srai_epi16(_mm256_slli_epi16(low, 8), 8);
+                const __m256i l_odd = _mm256_srai_epi16(low, 8);
+                o->l[t] = _mm256_add_epi32(o->l[t], _mm256_madd_epi16(even, l_even));
+                o->l[t] = _mm256_add_epi32(o->l[t], _mm256_madd_epi16(odd, l_odd));
+            } else if (short_sums) {
+                l16[t] = _mm256_add_epi16(l16[t], _mm256_maddubs_epi16(v, low));
+            } else {
+                o->l[t] = _mm256_add_epi32(o->l[t],
+                                           _mm256_madd_epi16(_mm256_maddubs_epi16(v, low), ones));
+            }
         }
     }
+    for (int t = 0; t < n_t && short_sums; t++)
+        o->l[t] = _mm256_add_epi32(o->l[t], _mm256_madd_epi16(l16[t], ones));
 }
 
-VEC_INLINE __m256 scaled(__m256 scale, float d, __m256i sum, __m256 acc) {
-    return _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(d)), _mm256_cvtepi32_ps(sum), acc);
+VEC_INLINE __m256 scaled(__m256 scale, float d, __m256i c, __m256i l, __m256 acc) {
+    const __m256 dot =
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(c), _mm256_set1_ps(256.0f), _mm256_cvtepi32_ps(l));
+    return _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(d)), dot, acc);
 }
 
 /* 8 rows of a panel for n_t tokens of one act_block: the order of linear_portable.c:add_block. */
@@ -144,11 +174,13 @@ VEC_INLINE void half_tile(pack_codes codes, pack_scales kind, int zero, const pa
         const uint8_t *c = panel + w->codes_at + (size_t)b * (size_t)w->format->code_bytes;
         const block_scales s =
             load_scales(kind, pack_header_at(w, panel, b), pack_block_scales_at(w, panel, b), half);
-        __m256i sum[TILE_MAX];
+        block_dots dot;
         for (int i = 0; i < (halves ? 2 : 1); i++) {
-            dots(codes, zero, table, c, half, 4 * i, halves ? 4 * i + 4 : 8, q->q + r,
-                 (halves ? q->sum16[i] : q->sum) + r, n_t, sum);
-            for (int t = 0; t < n_t; t++) acc[t] = scaled(s.d[i], q->d[r + t], sum[t], acc[t]);
+            dots(codes, zero, table, c, half, 4 * i, halves ? 4 * i + 4 : 8, q, r,
+                 (halves ? q->sum_c16[i] : q->sum_c) + r, (halves ? q->sum_l16[i] : q->sum_l) + r,
+                 n_t, &dot);
+            for (int t = 0; t < n_t; t++)
+                acc[t] = scaled(s.d[i], q->d[r + t], dot.c[t], dot.l[t], acc[t]);
         }
         for (int t = 0; t < n_t && mins; t++) {
             if (halves) {

@@ -7,30 +7,45 @@
 #define LINEAR_FLOAT_TILE 2
 #include "kernels/cpu/linear_float_body.h"
 
-static int32_t dot16(const int16_t *code, const int16_t *x) {
-    int32_t sum = 0;
-    for (int i = 0; i < 16; i++) sum += (int32_t)code[i] * x[i];
-    return sum;
+/* The integer dot product of 16 inputs, from those of c and l: exact, then two roundings. */
+static float dot16(const int16_t *code, const int16_t *c, const int8_t *l) {
+    int32_t sum_c = 0, sum_l = 0;
+    for (int i = 0; i < 16; i++) {
+        sum_c += (int32_t)code[i] * c[i];
+        sum_l += (int32_t)code[i] * l[i];
+    }
+    return fmaf((float)sum_c, 256.0f, (float)sum_l);
 }
 
-/* Adds one block's share of one output to acc. */
+static float dot32(const int16_t *code, const int16_t *c, const int8_t *l) {
+    int32_t sum_c = 0, sum_l = 0;
+    for (int i = 0; i < 32; i++) {
+        sum_c += (int32_t)code[i] * c[i];
+        sum_l += (int32_t)code[i] * l[i];
+    }
+    return fmaf((float)sum_c, 256.0f, (float)sum_l);
+}
+
+/* Adds one block's share of one output, of row t of q, to acc. */
 static float add_block(const pack_format *f, const int16_t *code, const pack_scale *s,
-                       const int16_t *x, const act_block *q, int t, float acc) {
-    const int32_t d0 = dot16(code, x), d1 = dot16(code + 16, x + 16);
+                       const act_block *q, int t, float acc) {
+    int16_t c[PACK_BLOCK];
+    memcpy(c, q->c[t], sizeof c);
+    const int8_t *l = q->l[t];
     switch (f->scales) {
     case SCALES_K16:
     case SCALES_K16_MIN:
-        acc = fmaf(s->d[0] * q->d[t], (float)d0, acc);
-        acc = fmaf(s->d[1] * q->d[t], (float)d1, acc);
+        acc = fmaf(s->d[0] * q->d[t], dot16(code, c, l), acc);
+        acc = fmaf(s->d[1] * q->d[t], dot16(code + 16, c + 16, l + 16), acc);
         if (f->scales == SCALES_K16) return acc;
         acc = fmaf(s->m[0], q->s16[0][t], acc);
         return fmaf(s->m[1], q->s16[1][t], acc);
     case SCALES_F16_MIN:
     case SCALES_K32_MIN:
-        acc = fmaf(s->d[0] * q->d[t], (float)(d0 + d1), acc);
+        acc = fmaf(s->d[0] * q->d[t], dot32(code, c, l), acc);
         return fmaf(s->m[0], q->s[t], acc);
     default:
-        return fmaf(s->d[0] * q->d[t], (float)(d0 + d1), acc);
+        return fmaf(s->d[0] * q->d[t], dot32(code, c, l), acc);
     }
 }
 
@@ -43,14 +58,13 @@ static void linear_codes(const pack *w, const act *a, int i_panel, int t0, int n
             const int n = n_t - t < GROUP ? n_t - t : GROUP;
             float acc[GROUP] = {0};
             for (int b = 0; b < w->n_blocks; b++) {
-                int16_t code[PACK_BLOCK], x[PACK_BLOCK];
+                int16_t code[PACK_BLOCK];
                 pack_block_codes(w, i_panel, b, row, code);
                 const pack_scale s = pack_block_scale(w, i_panel, b, row);
                 for (int i = 0; i < n; i++) {
                     const int row_x = t0 + t + i;
-                    const act_block *q = act_at(a, row_x, b);
-                    memcpy(x, q->q[row_x % ACT_ROWS], sizeof x);
-                    acc[i] = add_block(w->format, code, &s, x, q, row_x % ACT_ROWS, acc[i]);
+                    acc[i] = add_block(w->format, code, &s, act_at(a, row_x, b), row_x % ACT_ROWS,
+                                       acc[i]);
                 }
             }
             for (int i = 0; i < n; i++) {

@@ -13,6 +13,18 @@ static void store_codes(uint8_t *q, vi first, vi second) {
     _mm256_storeu_si256((__m256i *)(q + 32), _mm256_shuffle_epi8(w1, order));
 }
 
+/* The low byte of i is l. */
+static void store_low(int8_t *l, vi first, vi second) {
+    const __m256i byte = _mm256_set1_epi32(255);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* undoes the packs' halves */
+    const __m256i w0 =
+        _mm256_packs_epi32(_mm256_and_si256(first.a, byte), _mm256_and_si256(first.b, byte));
+    const __m256i w1 =
+        _mm256_packs_epi32(_mm256_and_si256(second.a, byte), _mm256_and_si256(second.b, byte));
+    _mm256_storeu_si256((__m256i *)l,
+                        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(w0, w1), order));
+}
+
 #define ATTENTION_K_GROUPS  1
 #define ATTENTION_V_VECTORS 1
 #include "kernels/cpu/attention_body.h"

@@ -2,7 +2,7 @@
 #include "kernels/cpu/kernels_isa.h"
 #include "kernels/cpu/vec_avx512.h"
 
-/* Two signed byte planes: i = 256 high + low, -128 <= low <= 127, so high rounds to nearest. */
+/* Two signed byte planes: c = 256 high + low, -128 <= low <= 127, so high rounds to nearest. */
 static void store_codes(uint8_t *q, vi first, vi second) {
     const __m512i half = _mm512_set1_epi32(128);
     const __m512i h0 = _mm512_srai_epi32(_mm512_add_epi32(first, half), 8);
@@ -11,6 +11,12 @@ static void store_codes(uint8_t *q, vi first, vi second) {
     _mm_storeu_si128((__m128i *)(q + 16), _mm512_cvtepi32_epi8(h1));
     _mm_storeu_si128((__m128i *)(q + 32), _mm512_cvtepi32_epi8(first)); /* the low byte is `low` */
     _mm_storeu_si128((__m128i *)(q + 48), _mm512_cvtepi32_epi8(second));
+}
+
+/* The low byte of i is l. */
+static void store_low(int8_t *l, vi first, vi second) {
+    _mm_storeu_si128((__m128i *)l, _mm512_cvtepi32_epi8(first));
+    _mm_storeu_si128((__m128i *)(l + 16), _mm512_cvtepi32_epi8(second));
 }
 
 #define ATTENTION_K_GROUPS  4

@@ -12,6 +12,14 @@ static void store_codes(uint8_t *q, vi first, vi second) {
     memcpy(q, w, sizeof w);
 }
 
+/* The low byte of i is l. */
+static void store_low(int8_t *l, vi first, vi second) {
+    for (int i = 0; i < 16; i++) {
+        l[i] = (int8_t)(uint8_t)((uint32_t)first.v[i] & 255);
+        l[16 + i] = (int8_t)(uint8_t)((uint32_t)second.v[i] & 255);
+    }
+}
+
 #define ATTENTION_K_GROUPS  1
 #define ATTENTION_V_VECTORS 1
 #include "kernels/cpu/attention_body.h"

@@ -1,5 +1,6 @@
-/* Activations to 16-bit integers, see kernels.h. The including file defines
- * store_codes(uint8_t *q, vi first, vi second): one block in its own layout. */
+/* Activations to 24-bit integers, see kernels.h. The including file defines
+ * store_codes(uint8_t *c, vi first, vi second): the c of one row's block in its own layout, and
+ * store_low(int8_t *l, vi first, vi second): l as bytes. */
 static void quantise(const float *x, int n_blocks, act_block *q, int i_row) {
     for (int b = 0; b < n_blocks; b++, x += 32, q++) {
         const vf x0 = vf_load(x), x1 = vf_load(x + 16);
@@ -16,14 +17,20 @@ static void quantise(const float *x, int n_blocks, act_block *q, int i_row) {
             i0 = vf_round(vf_mul(x0, inverse));
             i1 = vf_round(vf_mul(x1, inverse));
         }
-        store_codes(q->q[i_row], i0, i1);
+        const vi c0 = vi_high24(i0), c1 = vi_high24(i1);
+        store_codes(q->c[i_row], c0, c1);
+        store_low(q->l[i_row], i0, i1);
         const int32_t s0 = vi_hsum(i0), s1 = vi_hsum(i1);
+        const int32_t h0 = vi_hsum(c0), h1 = vi_hsum(c1);
         q->d[i_row] = d;
         q->s[i_row] = d * (float)(s0 + s1);
         q->s16[0][i_row] = d * (float)s0;
         q->s16[1][i_row] = d * (float)s1;
-        q->sum[i_row] = s0 + s1;
-        q->sum16[0][i_row] = s0;
-        q->sum16[1][i_row] = s1;
+        q->sum_c[i_row] = h0 + h1;
+        q->sum_c16[0][i_row] = h0;
+        q->sum_c16[1][i_row] = h1;
+        q->sum_l[i_row] = s0 + s1 - 256 * (h0 + h1);
+        q->sum_l16[0][i_row] = s0 - 256 * h0;
+        q->sum_l16[1][i_row] = s1 - 256 * h1;
     }
 }

@@ -137,6 +137,11 @@ VEC_INLINE int32_t vi_hsum(vi a) {
 VEC_INLINE vi vf_round(vf a) {
     return (vi){_mm256_cvtps_epi32(a.a), _mm256_cvtps_epi32(a.b)}; /* MXCSR: to nearest */
 }
+VEC_INLINE vi vi_high24(vi a) {
+    const __m256i half = _mm256_set1_epi32(128);
+    return (vi){_mm256_srai_epi32(_mm256_add_epi32(a.a, half), 8),
+                _mm256_srai_epi32(_mm256_add_epi32(a.b, half), 8)};
+}
 VEC_INLINE vf vf_from_i32(vi a) {
     return (vf){_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)};
 }

@@ -101,6 +101,9 @@ VEC_INLINE int32_t vi_hsum(vi a) {
 VEC_INLINE vi vf_round(vf a) {
     return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+VEC_INLINE vi vi_high24(vi a) {
+    return _mm512_srai_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(128)), 8);
+}
 VEC_INLINE vf vf_from_i32(vi a) {
     return _mm512_cvtepi32_ps(a);
 }

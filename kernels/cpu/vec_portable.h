@@ -11,8 +11,9 @@
 
 #include "kernels/cpu/dequant.h"
 
-#define VEC_INLINE static inline __attribute__((unused)) /* not forced: sanitizers would explode   \
-                                                          */
+#define VEC_INLINE                                                                                 \
+    static inline __attribute__((unused)) /* not forced: sanitizers would explode                  \
+                                           */
 #define LANES for (int i = 0; i < 16; i++)
 
 typedef struct vf {
@@ -149,11 +150,16 @@ VEC_INLINE int32_t vi_hsum(vi a) {
     LANES s += a.v[i];
     return s;
 }
-/* Nearest integer, ties to even; |a| < 2^22. */
+/* Nearest integer, ties to even; |a| < 2^31. */
 VEC_INLINE vi vf_round(vf a) {
     vi o;
-    LANES o.v[i] = (int32_t)((a.v[i] + 12582912.0f) - 12582912.0f);
+    LANES o.v[i] = (int32_t)rintf(a.v[i]);
     return o;
+}
+/* (a + 128) / 256, rounded down: c of a = 256 c + l with -128 <= l <= 127. */
+VEC_INLINE vi vi_high24(vi a) {
+    LANES a.v[i] = (a.v[i] + 128) >> 8;
+    return a;
 }
 VEC_INLINE vf vf_from_i32(vi a) {
     vf o;

@@ -70,29 +70,34 @@ START_TEST(quantising_is_within_half_a_step) {
     for (int i = 0; i < 32; i++) x[i] = size * rng_normal(&r);
     enum { ROW = 5 };
     act_block first = {0}, q = {0};
-    int16_t code[32];
+    int16_t c[32];
     cpu_kernels_portable()->quantise(x, 1, &first, ROW);
-    memcpy(code, first.q[ROW], sizeof code);
+    memcpy(c, first.c[ROW], sizeof c);
     const double d = (double)first.d[ROW];
-    int32_t sum = 0, half = 0;
+    int32_t sum[2] = {0}, sum_c[2] = {0};
     float top = 0;
     for (int i = 0; i < 32; i++) {
-        ck_assert(fabs(d * code[i] - (double)x[i]) <= 0.5001 * d);
-        ck_assert_int_le(abs(code[i]), ACT_LEVELS);
-        sum += code[i];
-        half += i < 16 ? code[i] : 0;
+        const int32_t code = 256 * c[i] + first.l[ROW][i];
+        /* Half a step, and the float rounding of x / d. */
+        ck_assert(fabs(d * code - (double)x[i]) <= d * (0.5 + 2e-7 * abs(code)));
+        ck_assert_int_le(abs(code), ACT_LEVELS + 1);
+        sum[i / 16] += code;
+        sum_c[i / 16] += c[i];
         top = fmaxf(top, fabsf(x[i]));
     }
-    ck_assert_int_eq(first.sum[ROW], sum);
-    ck_assert_int_eq(first.sum16[0][ROW], half);
-    ck_assert_int_eq(first.sum16[1][ROW], sum - half);
+    for (int h = 0; h < 2; h++) {
+        ck_assert_int_eq(first.sum_c16[h][ROW], sum_c[h]);
+        ck_assert_int_eq(256 * sum_c[h] + first.sum_l16[h][ROW], sum[h]);
+        ck_assert(fabs((double)first.s16[h][ROW] - d * sum[h]) <= 2e-7 * fabs(d * sum[h]));
+    }
+    ck_assert_int_eq(first.sum_c[ROW], sum_c[0] + sum_c[1]);
+    ck_assert_int_eq(first.sum_l[ROW], first.sum_l16[0][ROW] + first.sum_l16[1][ROW]);
     ck_assert(fabs(d * ACT_LEVELS / (double)top - 1) < 1e-6);
-    ck_assert(fabs((double)first.s[ROW] - d * sum) <= 1e-6 * fabs(d * sum));
     const cpu_kernels *kernels[KERNELS_MAX];
     const int n_kernels = all_kernels(kernels);
     for (int k = 1; k < n_kernels; k++) { /* all but the codes' own layout, and no other row */
         kernels[k]->quantise(x, 1, &q, ROW);
-        ck_assert_mem_eq(q.d, first.d, sizeof q - offsetof(act_block, d));
+        ck_assert_mem_eq(q.l, first.l, sizeof q - offsetof(act_block, l));
     }
 }
 END_TEST
