@@ -59,14 +59,15 @@ int fake_greedy(const int *history, int n) {
 
 static status load(backend *b, const model_desc *m, backend_progress *progress, void *ctx,
                    error *err) {
-    (void)b, (void)m, (void)err;
+    (void)m;
+    if (((fake *)b)->o.no_load) return error_set(err, E_UNSUPPORTED, "fake: no load");
     if (progress != NULL) progress(ctx, 1.0);
     return OK;
 }
 
 static status reserve(backend *b, const backend_limits *want, backend_memory *got, error *err) {
     fake *f = (fake *)b;
-    (void)err;
+    if (f->o.no_memory) return error_set(err, E_NOMEM, "fake: no memory");
     f->cap = *want;
     if (f->cap.kv_blocks == 0) f->cap.kv_blocks = f->o.kv_blocks;
     const size_t n = (size_t)f->cap.kv_blocks;

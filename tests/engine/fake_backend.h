@@ -9,11 +9,12 @@
 #include "kernels/backend.h"
 
 typedef struct fake_options {
-    int depth;      /* pipeline_depth: 1 or 2 */
-    int kv_blocks;  /* used when reserve() asks for 0 */
-    int step_us;    /* a step takes this long */
-    int fault_step; /* wait_step of this step (from 1) reports E_DEVICE; 0: never */
-    int nan_token;  /* a row that has this token in its history is not finite; 0: none */
+    int depth;               /* pipeline_depth: 1 or 2 */
+    int kv_blocks;           /* used when reserve() asks for 0 */
+    int step_us;             /* a step takes this long */
+    int fault_step;          /* wait_step of this step (from 1) reports E_DEVICE; 0: never */
+    bool no_load, no_memory; /* load() refuses with E_UNSUPPORTED, reserve() with E_NOMEM */
+    int nan_token;           /* a row that has this token in its history is not finite; 0: none */
 } fake_options;
 
 enum { FAKE_VOCAB = 97 };

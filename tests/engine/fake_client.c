@@ -143,3 +143,23 @@ bool client_engine_idle(engine *e) {
     }
     return false;
 }
+
+engine_options client_options(int block_tokens, int kv_blocks) {
+    static const int32_t eog[] = {CLIENT_EOG};
+    return (engine_options){.max_sequences = 32,
+                            .max_step_tokens = 64,
+                            .kv_blocks = kv_blocks,
+                            .kv_block_tokens = block_tokens,
+                            .kv_type = -1,
+                            .prefix_cache = true,
+                            .eog_ids = eog,
+                            .n_eog_ids = 1};
+}
+
+bool client_run_all(engine *e, client *c, int n) {
+    for (int i = 0; i < n; i++)
+        if (engine_submit(e, &c[i].request) != OK) return false;
+    for (int i = 0; i < n; i++)
+        if (!client_wait(&c[i])) return false;
+    return client_engine_idle(e);
+}

@@ -8,7 +8,7 @@
 #include "engine/engine.h"
 #include "tests/engine/fake_backend.h"
 
-enum { CLIENT_TOKENS_MAX = 2048 };
+enum { CLIENT_TOKENS_MAX = 2048, CLIENT_EOG = 7 };
 
 typedef struct client_output {
     int n;
@@ -45,6 +45,11 @@ bool client_wait(client *c);
 bool client_ended(client *c);
 /* Forgets the outcome, so that the request can be submitted once more. */
 void client_reset(client *c);
+
+/* 32 sequences, steps of 64 tokens, prefix cache, CLIENT_EOG ends. */
+engine_options client_options(int block_tokens, int kv_blocks);
+/* Submits all, waits for all, then for the engine to be idle; false when any of it fails. */
+bool client_run_all(engine *e, client *c, int n);
 
 /* An engine around b (taken), started; never NULL. */
 engine *client_engine_on(backend *b, const engine_options *o, int context_length);

@@ -5,28 +5,17 @@
 #include <math.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "base/clock.h"
 #include "tests/engine/fake_backend.h"
 #include "tests/engine/fake_client.h"
 
-enum { EOG = 7, MANY = 64, CONTEXT = 256 };
-static const int32_t eog_ids[] = {EOG};
+enum { MANY = 64, CONTEXT = 256 };
 
 static int depth_of(int i) {
     return 1 + i % 2;
-}
-
-static engine_options options_of(int block_tokens, int kv_blocks) {
-    return (engine_options){.max_sequences = 32,
-                            .max_step_tokens = 64,
-                            .kv_blocks = kv_blocks,
-                            .kv_block_tokens = block_tokens,
-                            .kv_type = -1,
-                            .prefix_cache = true,
-                            .eog_ids = eog_ids,
-                            .n_eog_ids = 1};
 }
 
 /* What greedy decoding must give. */
@@ -41,7 +30,7 @@ static void check_greedy(const client *c, int i) {
         history[n++] = want;
     }
     const bool full = n == CONTEXT;
-    if (o->n > 0 && o->token[o->n - 1] == EOG)
+    if (o->n > 0 && o->token[o->n - 1] == CLIENT_EOG)
         ck_assert_int_eq(o->reason, FINISH_STOP_TOKEN);
     else if (o->n == c->request.max_tokens)
         ck_assert_int_eq(o->reason, FINISH_MAX_TOKENS);
@@ -57,16 +46,14 @@ static void make_mixed(client *c, int i) {
 }
 
 static void run_all(engine *e, client *c, int n) {
-    for (int i = 0; i < n; i++) ck_assert_int_eq(engine_submit(e, &c[i].request), OK);
-    for (int i = 0; i < n; i++) ck_assert_msg(client_wait(&c[i]), "client %d never ended", i);
-    ck_assert(client_engine_idle(e));
+    ck_assert(client_run_all(e, c, n));
 }
 
 /* Pools from scarce (many preemptions) to ample; every stream is what it is alone. */
 START_TEST(streams_equal_the_oracle) {
     static const int pools[] = {16, 24, 40, 400}, sizes[] = {16, 32, 64};
     const int bt = sizes[_i / 2 % 3], pool = pools[_i / 6 % 4] * 16 / bt;
-    engine_options o = options_of(bt, pool);
+    engine_options o = client_options(bt, pool);
     o.prefix_cache = _i / 24 % 2 == 0;
     engine *e = client_engine(&(fake_options){.depth = depth_of(_i)}, &o, CONTEXT);
     client *c = calloc(MANY, sizeof *c);
@@ -96,7 +83,7 @@ END_TEST
 /* Six are let in and need three times the pool: they push each other out, and nobody can tell. */
 START_TEST(preempted_equals_uninterrupted) {
     enum { N = 6 };
-    engine_options o = options_of(16, 16);
+    engine_options o = client_options(16, 16);
     o.prefix_cache = _i / 2 % 2 == 0;
     engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 50}, &o, CONTEXT);
     client *c = calloc(N, sizeof *c);
@@ -150,13 +137,13 @@ START_TEST(together_equals_alone) {
     enum { N = 24 };
     static const int pools[] = {12, 20, 300};
     client *together = calloc(N, sizeof *together), *alone = calloc(N, sizeof *alone);
-    engine_options o = options_of(16, pools[_i / 2 % 3]);
+    engine_options o = client_options(16, pools[_i / 2 % 3]);
     engine *e = client_engine(&(fake_options){.depth = depth_of(_i)}, &o, CONTEXT);
     for (int i = 0; i < N; i++) make_fancy(&together[i], i);
     run_all(e, together, N);
     engine_close(e);
 
-    o = options_of(64, 64);
+    o = client_options(64, 64);
     o.prefix_cache = false;
     o.max_step_tokens = 4096;
     e = client_engine(&(fake_options){.depth = 1}, &o, CONTEXT);
@@ -168,7 +155,7 @@ START_TEST(together_equals_alone) {
         ck_assert_int_eq(alone[i].n_prompt_scores, r->prompt_logprobs ? r->n_prompt - 1 : 0);
         for (int c = 0; c < r->n_choices; c++) {
             for (int k = 0; k < alone[i].out[c].n && k < r->min_tokens; k++)
-                ck_assert(alone[i].out[c].token[k] != EOG || r->ignore_eos);
+                ck_assert(alone[i].out[c].token[k] != CLIENT_EOG || r->ignore_eos);
             for (int d = 0; d < c && r->temperature > 0 && r->max_tokens > 20; d++)
                 ck_assert(memcmp(alone[i].out[c].token, alone[i].out[d].token,
                                  sizeof alone[i].out[c].token) != 0);
@@ -184,7 +171,7 @@ END_TEST
 
 /* A second request with the same prompt takes all full blocks but the one of the last token. */
 START_TEST(a_prefix_is_reused) {
-    engine_options o = options_of(16, 64);
+    engine_options o = client_options(16, 64);
     engine *e = client_engine(&(fake_options){.depth = depth_of(_i)}, &o, CONTEXT);
     client *c = calloc(4, sizeof *c);
     for (int i = 0; i < 4; i++) client_init(&c[i], 96, 20, 5);
@@ -210,7 +197,7 @@ static void stop_at(client *c, const engine_event *e) {
 }
 
 START_TEST(every_reason_to_finish) {
-    engine_options o = options_of(32, 64);
+    engine_options o = client_options(32, 64);
     engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 100}, &o, CONTEXT);
     client *c = calloc(5, sizeof *c);
     for (int i = 0; i < 5; i++) {
@@ -253,275 +240,6 @@ START_TEST(every_reason_to_finish) {
 }
 END_TEST
 
-/* One poisoned request fails alone, and what it left is never reused. */
-START_TEST(not_finite_fails_one_request) {
-    engine_options o = options_of(16, 128);
-    engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .nan_token = 96}, &o, CONTEXT);
-    client *c = calloc(16, sizeof *c);
-    const token_bias never = {.token = 96, .bias = -INFINITY};
-    for (int i = 0; i < 16; i++) {
-        client_init(&c[i], 40, 30, (unsigned)i);
-        for (int k = 0; k < 40; k++) c[i].prompt[k] %= 96;
-        c[i].request.bias = &never;
-        c[i].request.n_bias = 1; /* nobody draws it by chance */
-        if (i % 4 == 1) c[i].prompt[20] = 96;
-    }
-    for (int round = 0; round < 2; round++) {
-        run_all(e, c, 16);
-        for (int i = 0; i < 16; i++) {
-            ck_assert_int_eq(c[i].end, i % 4 == 1 ? END_NOT_FINITE : END_FINISHED);
-            if (i % 4 == 1)
-                ck_assert_int_eq(c[i].cached_tokens, 0);
-            else if (round == 1)
-                ck_assert_int_eq(c[i].cached_tokens, 32);
-            client_reset(&c[i]);
-        }
-    }
-    for (int i = 0; i < 16; i++) client_deinit(&c[i]);
-    engine_close(e);
-    free(c);
-}
-END_TEST
-
-/* Cached blocks that went bad cost one request; the next with that prompt computes it anew. */
-START_TEST(bad_cached_blocks_are_forgotten) {
-    engine_options o = options_of(16, 128);
-    backend *b = fake_backend_open(&(fake_options){.depth = depth_of(_i)});
-    engine *e = client_engine_on(b, &o, CONTEXT);
-    client c;
-    client_init(&c, 100, 10, 1);
-    static const engine_end want[] = {END_FINISHED, END_NOT_FINITE, END_FINISHED, END_FINISHED};
-    static const int cached[] = {0, 96, 0, 96};
-    for (int i = 0; i < 4; i++) {
-        run_all(e, &c, 1);
-        ck_assert_int_eq(c.end, want[i]);
-        ck_assert_int_eq(c.cached_tokens, cached[i]);
-        if (i == 0) fake_backend_corrupt(b);
-        client_reset(&c);
-    }
-    client_deinit(&c);
-    engine_close(e);
-}
-END_TEST
-
-START_TEST(a_device_fault_ends_everything) {
-    engine_options o = options_of(16, 64);
-    o.max_sequences = 4;
-    engine *e =
-        client_engine(&(fake_options){.depth = depth_of(_i), .fault_step = 10}, &o, CONTEXT);
-    client *c = calloc(12, sizeof *c);
-    for (int i = 0; i < 12; i++) {
-        client_init(&c[i], 20, 100, (unsigned)i);
-        c[i].request.ignore_eos = true;
-        const status s = engine_submit(e, &c[i].request);
-        ck_assert(s == OK || s == E_DEVICE);
-        if (s == E_DEVICE) c[i].ended = true, c[i].end = END_DEVICE;
-    }
-    for (int i = 0; i < 12; i++) {
-        ck_assert(client_wait(&c[i]));
-        ck_assert_int_eq(c[i].end, END_DEVICE);
-    }
-    engine_stats s;
-    do engine_read_stats(e, &s);
-    while (s.kv_blocks_free != s.kv_blocks_total || s.running > 0);
-    ck_assert(s.device_fault);
-    client_reset(&c[0]);
-    ck_assert_int_eq(engine_submit(e, &c[0].request), E_DEVICE);
-    for (int i = 0; i < 12; i++) client_deinit(&c[i]);
-    engine_close(e);
-    free(c);
-}
-END_TEST
-
-START_TEST(refusals) {
-    engine_options o = options_of(16, 8); /* 128 tokens */
-    o.max_sequences = 1;
-    o.queue_max_requests = 4;
-    o.queue_max_tokens = 100;
-    engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 2000}, &o, CONTEXT);
-    client *c = calloc(10, sizeof *c);
-    for (int i = 0; i < 10; i++) client_init(&c[i], 20, 100, (unsigned)i);
-    c[8].request.max_tokens = 109; /* one token too many for the pool */
-    ck_assert_int_eq(engine_submit(e, &c[8].request), E_TOO_LARGE);
-    c[9].prompt[3] = FAKE_VOCAB;
-    ck_assert_int_eq(engine_submit(e, &c[9].request), E_INVAL);
-    c[9].prompt[3] = 0;
-    c[9].request.n_prompt = CONTEXT;
-    ck_assert_int_eq(engine_submit(e, &c[9].request), E_INVAL);
-
-    c[0].request.ignore_eos = true;
-    ck_assert_int_eq(engine_submit(e, &c[0].request), OK);
-    engine_stats s;
-    do engine_read_stats(e, &s);
-    while (s.running == 0);
-    for (int i = 1; i <= 4; i++) ck_assert_int_eq(engine_submit(e, &c[i].request), OK);
-    ck_assert_int_eq(engine_submit(e, &c[5].request), E_FULL); /* requests */
-    engine_read_stats(e, &s);
-    ck_assert_uint_eq(s.waiting, 4);
-    ck_assert_uint_eq(s.waiting_tokens, 80);
-    atomic_store(&c[1].request.stop, STOP_CANCEL);
-    engine_wake(e);
-    ck_assert(client_wait(&c[1]));
-    ck_assert_int_eq(c[1].end, END_CANCELLED);
-    ck_assert_int_eq(c[1].phase, PHASE_WAITING);
-    do engine_read_stats(e, &s);
-    while (s.waiting > 3);
-    c[6].request.n_prompt = 41; /* 60 + 41 > 100 */
-    c[6].request.max_tokens = 1;
-    ck_assert_int_eq(engine_submit(e, &c[6].request), E_FULL);
-    c[6].request.n_prompt = 40;
-    ck_assert_int_eq(engine_submit(e, &c[6].request), OK);
-
-    engine_stop_all(e);
-    for (int i = 0; i <= 6; i++)
-        if (i != 1 && i != 5) {
-            ck_assert(client_wait(&c[i]));
-            ck_assert_int_eq(c[i].end, END_DRAINING);
-        }
-    ck_assert_int_eq(engine_submit(e, &c[7].request), E_STATE);
-    ck_assert(client_engine_idle(e));
-    for (int i = 0; i < 10; i++) client_deinit(&c[i]);
-    engine_close(e);
-    free(c);
-}
-END_TEST
-
-static void pause_at(client *c, const engine_event *e) {
-    if (e->kind == EVENT_TOKEN && c->out[0].n == c->hook_arg)
-        atomic_store(&c->request.paused, true);
-}
-
-/* Stalled readers hold everything there is, and still the others get on at once. */
-START_TEST(a_paused_request_yields) {
-    enum { STALLED = 8, HEALTHY = 12 };
-    engine_options o = options_of(16, 32);
-    o.max_sequences = STALLED;
-    engine *e = client_engine(&(fake_options){.depth = depth_of(_i)}, &o, CONTEXT);
-    client *c = calloc(STALLED + HEALTHY, sizeof *c);
-    for (int i = 0; i < STALLED + HEALTHY; i++) {
-        client_init(&c[i], 30, 60, (unsigned)i);
-        c[i].request.ignore_eos = true;
-        if (i < STALLED) c[i].hook = pause_at, c[i].hook_arg = 5 + i;
-    }
-    for (int i = 0; i < STALLED; i++) ck_assert_int_eq(engine_submit(e, &c[i].request), OK);
-    for (int i = 0; i < STALLED; i++)
-        while (!atomic_load(&c[i].request.paused)) sched_yield();
-    for (int i = STALLED; i < STALLED + HEALTHY; i++)
-        ck_assert_int_eq(engine_submit(e, &c[i].request), OK);
-    for (int i = STALLED; i < STALLED + HEALTHY; i++) {
-        ck_assert(client_wait(&c[i]));
-        ck_assert_int_eq(c[i].out[0].n, 60);
-    }
-    for (int i = 0; i < STALLED; i++) {
-        ck_assert(!client_ended(&c[i]));
-        c[i].hook_arg = -1;
-        atomic_store(&c[i].request.paused, false);
-    }
-    engine_wake(e);
-    for (int i = 0; i < STALLED; i++) {
-        ck_assert(client_wait(&c[i]));
-        ck_assert_int_eq(c[i].out[0].n, 60);
-        client_deinit(&c[i]);
-    }
-    ck_assert(client_engine_idle(e));
-    for (int i = STALLED; i < STALLED + HEALTHY; i++) client_deinit(&c[i]);
-    engine_close(e);
-    free(c);
-}
-END_TEST
-
-/* Method: rounds of eight requests; one is stopped by one means at a random moment, so in any
- * state. After each round every block is free again. */
-START_TEST(stopping_in_any_state_leaks_nothing) {
-    enum { N = 8, ROUNDS = 250 };
-    engine_options o = options_of(16, 20);
-    o.max_sequences = 4;
-    engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 20}, &o, CONTEXT);
-    client *c = calloc(N, sizeof *c);
-    int phases[3] = {0}, ends[8] = {0};
-    srand((unsigned)_i + 1);
-    for (int round = 0; round < ROUNDS; round++) {
-        for (int i = 0; i < N; i++) {
-            client_init(&c[i], 1 + rand() % 150, 1 + rand() % 40, (unsigned)(round * N + i));
-            c[i].request.n_choices = 1 + rand() % 3;
-            c[i].request.ignore_eos = true;
-            c[i].request.priority = rand() % 3;
-            if (rand() % 4 == 0) c[i].request.deadline_ns = clock_now_ns() + rand() % 3000000;
-            ck_assert_int_eq(engine_submit(e, &c[i].request), OK);
-        }
-        for (int k = 0; k < 6; k++) {
-            client *v = &c[rand() % N];
-            nanosleep(&(struct timespec){.tv_nsec = rand() % 200000}, NULL);
-            if (k % 3 == 2)
-                atomic_store(&v->request.paused, true);
-            else
-                atomic_fetch_or(&v->request.stop, k % 3 == 0 ? STOP_CANCEL : STOP_ABORT);
-            engine_wake(e);
-            atomic_store(&v->request.paused, false);
-            engine_wake(e);
-        }
-        for (int i = 0; i < N; i++) {
-            ck_assert_msg(client_wait(&c[i]), "round %d client %d", round, i);
-            phases[c[i].phase]++;
-            ends[c[i].end]++;
-            client_deinit(&c[i]);
-        }
-        ck_assert_msg(client_engine_idle(e), "round %d: blocks are missing", round);
-    }
-    for (int p = 0; p < 3; p++) ck_assert_int_gt(phases[p], 0);
-    ck_assert(ends[END_FINISHED] > 0 && ends[END_CANCELLED] > 0 && ends[END_DEADLINE] > 0);
-    engine_close(e);
-    free(c);
-}
-END_TEST
-
-/* An idle engine's heart beats; one that hangs in a step is busy and its heart stands still. */
-START_TEST(heartbeat_and_busy) {
-    engine_options o = options_of(32, 64);
-    engine *e =
-        client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 900000}, &o, CONTEXT);
-    engine_stats a, b;
-    engine_read_stats(e, &a);
-    nanosleep(&(struct timespec){.tv_sec = 1, .tv_nsec = 300000000}, NULL);
-    engine_read_stats(e, &b);
-    ck_assert(b.heartbeat_ns > a.heartbeat_ns && !b.busy && b.last_step_ns == 0);
-    client c;
-    client_init(&c, 10, 2, 1);
-    c.request.ignore_eos = true;
-    ck_assert_int_eq(engine_submit(e, &c.request), OK);
-    do engine_read_stats(e, &a);
-    while (a.running == 0);
-    nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
-    engine_read_stats(e, &b);
-    ck_assert(b.busy && b.heartbeat_ns == a.heartbeat_ns && b.steps == 0);
-    ck_assert(client_wait(&c));
-    ck_assert(client_engine_idle(e));
-    engine_read_stats(e, &b);
-    ck_assert(b.steps >= 2 && b.last_step_ns > a.heartbeat_ns && b.tokens_per_s > 0);
-    client_deinit(&c);
-    engine_close(e);
-}
-END_TEST
-
-START_TEST(closing_ends_what_runs) {
-    engine_options o = options_of(32, 64);
-    engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 2000}, &o, CONTEXT);
-    client *c = calloc(8, sizeof *c);
-    for (int i = 0; i < 8; i++) {
-        client_init(&c[i], 50, 0, (unsigned)i);
-        c[i].request.ignore_eos = true;
-        ck_assert_int_eq(engine_submit(e, &c[i].request), OK);
-    }
-    nanosleep(&(struct timespec){.tv_nsec = (_i % 10) * 500000L}, NULL);
-    engine_close(e);
-    for (int i = 0; i < 8; i++) {
-        ck_assert(c[i].ended && c[i].end == END_DRAINING);
-        client_deinit(&c[i]);
-    }
-    free(c);
-}
-END_TEST
-
 int main(void) {
     TCase *tc = tcase_create("engine");
     tcase_set_timeout(tc, 240);
@@ -530,14 +248,6 @@ int main(void) {
     tcase_add_loop_test(tc, together_equals_alone, 0, 6);
     tcase_add_loop_test(tc, a_prefix_is_reused, 0, 2);
     tcase_add_loop_test(tc, every_reason_to_finish, 0, 2);
-    tcase_add_loop_test(tc, not_finite_fails_one_request, 0, 2);
-    tcase_add_loop_test(tc, bad_cached_blocks_are_forgotten, 0, 2);
-    tcase_add_loop_test(tc, a_device_fault_ends_everything, 0, 2);
-    tcase_add_loop_test(tc, refusals, 0, 2);
-    tcase_add_loop_test(tc, a_paused_request_yields, 0, 2);
-    tcase_add_loop_test(tc, stopping_in_any_state_leaks_nothing, 0, 4);
-    tcase_add_loop_test(tc, heartbeat_and_busy, 0, 2);
-    tcase_add_loop_test(tc, closing_ends_what_runs, 0, 10);
     Suite *suite = suite_create("engine");
     suite_add_tcase(suite, tc);
     SRunner *r = srunner_create(suite);
