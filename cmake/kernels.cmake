@@ -9,6 +9,8 @@ target_link_libraries(kernels PUBLIC inferd_flags base PRIVATE inferd_warnings)
 # -O3 in release builds: these files are loops over arrays. No -ffast-math: it moves results away from the reference.
 if(NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
   target_compile_options(kernels PRIVATE $<$<COMPILE_LANGUAGE:C>:-O3>)
+else()
+  target_compile_options(kernels PRIVATE $<$<COMPILE_LANGUAGE:C>:-O2>) # or the tests under sanitizers take minutes
 endif()
 foreach(source ${kernel_sources})
   if(source MATCHES "_avx2\\.c$")
