@@ -84,6 +84,8 @@ struct engine_request {
     char cache_salt[LIMIT_CACHE_SALT_BYTES];
     int cache_salt_bytes;
     uint64_t tenant; /* 0: none; prefix-cache entries are shared only within a tenant */
+    uint64_t turn;   /* among the waiting of equal priority and deadline class the smaller goes
+                        first, then arrival; all 0: arrival alone. Fair turns of tenants */
     void (*on_event)(void *ctx, const engine_event *e);
     void *ctx;
 

@@ -83,11 +83,19 @@ static void count_waiting(sched *s, const seq_group *g, int sign) {
         s->waiting_tokens -= (uint64_t)g->n_prompt;
 }
 
+/* Does a wait behind b? By rank, but the turn goes before the age. */
+static bool behind(const sequence *a, const sequence *b) {
+    const uint64_t class_a = a->rank >> AGE_BITS, class_b = b->rank >> AGE_BITS;
+    const uint64_t turn_a = a->group->request->turn, turn_b = b->group->request->turn;
+    if (class_a != class_b) return class_a > class_b;
+    return turn_a != turn_b ? turn_a > turn_b : a->age > b->age;
+}
+
 void sched_enqueue(sched *s, sequence *q) {
     q->state = SEQ_WAITING;
     q->rank = waiting_rank(q);
     sequence *at = s->waiting.prev; /* newcomers mostly go last */
-    while (at != &s->waiting && at->rank > q->rank) at = at->prev;
+    while (at != &s->waiting && behind(at, q)) at = at->prev;
     q->prev = at;
     q->next = at->next;
     at->next->prev = q;

@@ -6,7 +6,8 @@
  *             ^---- preempt ----'
  *
  * Invariants
- *  1. Waiting order: priority, then preempted before new, then deadline class, then arrival.
+ *  1. Waiting order: priority, then preempted before new, then deadline class, then turn
+ *     (tenants), then arrival.
  *  2. Running order: the oldest of all, then priority, then arrival. Blocks are given in that
  *     order; a sequence may only push out later ones. The oldest never yields.
  *  3. A sequence without a row's block keeps what it has and sits the step out.

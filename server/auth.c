@@ -10,7 +10,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 
-enum { LINE_BYTES = 1024 };
+enum { LINE_BYTES = 1024, OUTPUT_GUESS = 128 };
 
 /* A tenant lives as long as auth: calls keep pointers to it across reloads. */
 struct tenant {
@@ -20,6 +20,9 @@ struct tenant {
     pthread_mutex_t lock;                                        /* guards the rest */
     uint64_t streams_max, waiting_tokens_max, tokens_per_minute; /* 0: no limit */
     uint64_t streams, prompt_tokens;
+    uint64_t turn_end;  /* virtual time at which its last request ends */
+    double output_mean; /* tokens a request, smoothed: what an open-ended one is expected to take */
+    const auth *auth;
     double minute_tokens_left; /* a bucket that refills at tokens_per_minute */
     int64_t refilled_ns;
 };
@@ -36,10 +39,12 @@ typedef struct token_set {
 } token_set;
 
 struct auth {
-    char *path;            /* owned; NULL: everybody is welcome */
-    pthread_rwlock_t lock; /* guards the rest */
-    token_set *set;        /* owned */
-    tenant *tenants;       /* owned, grows only */
+    _Atomic int n_tenants;
+    _Atomic uint64_t share; /* calls one tenant may hold, 0: no limit */
+    char *path;             /* owned; NULL: everybody is welcome */
+    pthread_rwlock_t lock;  /* guards the rest */
+    token_set *set;         /* owned */
+    tenant *tenants;        /* owned, grows only */
 };
 
 static tenant *tenant_of(auth *a, const char *name) {
@@ -59,6 +64,9 @@ static tenant *tenant_of(auth *a, const char *name) {
     }
     memcpy(&t->id, digest, sizeof t->id);
     t->id |= 1; /* 0 means nobody */
+    t->auth = a;
+    t->output_mean = OUTPUT_GUESS;
+    atomic_fetch_add(&a->n_tenants, 1);
     snprintf(t->name, sizeof t->name, "%s", name);
     t->next = a->tenants;
     a->tenants = t;
@@ -142,7 +150,7 @@ static const char *read_line(auth *a, char *line, const token_set *set, token *o
 
 static status read_file(auth *a, token_set *set, error *err) {
     FILE *f = fopen(a->path, "re");
-    if (!f) return error_set(err, E_IO, "cannot read auth.tokens_file %s", a->path);
+    if (!f) return error_set(err, E_NOTFOUND, "cannot read auth.tokens_file %s", a->path);
     char line[LINE_BYTES];
     const char *wrong = NULL;
     int n_line = 0;
@@ -159,7 +167,7 @@ static status read_file(auth *a, token_set *set, error *err) {
     }
     const bool broken = ferror(f) != 0;
     fclose(f);
-    if (broken) return error_set(err, E_IO, "cannot read auth.tokens_file %s", a->path);
+    if (broken) return error_set(err, E_NOTFOUND, "cannot read auth.tokens_file %s", a->path);
     if (wrong) return error_set(err, E_FORMAT, "%s:%d: %s", a->path, n_line, wrong);
     if (set->n == 0) return error_set(err, E_FORMAT, "%s: no token: nobody could call", a->path);
     return OK;
@@ -213,6 +221,10 @@ void auth_close(auth *a) {
     free(a);
 }
 
+void auth_set_share(auth *a, uint64_t calls_max) {
+    atomic_store(&a->share, calls_max);
+}
+
 bool auth_required(const auth *a) {
     return a->path != NULL;
 }
@@ -254,34 +266,55 @@ static void refill(tenant *t, int64_t now_ns) {
     t->refilled_ns = now_ns;
 }
 
-status tenant_admit(tenant *t, uint64_t prompt_tokens, uint64_t max_tokens, int64_t now_ns,
-                    tenant_charge *out, int *retry_ms) {
+void turns_admitted(turns *t, uint64_t turn) {
+    uint64_t now = atomic_load_explicit(&t->now, memory_order_relaxed);
+    while (turn > now && !atomic_compare_exchange_weak(&t->now, &now, turn)) continue;
+}
+
+static void take_turn(tenant *t, turns *clock, uint64_t prompt_tokens, uint64_t max_tokens,
+                      tenant_charge *c) {
+    const uint64_t now = atomic_load(&clock->now), mean = (uint64_t)t->output_mean;
+    c->turn_tokens = prompt_tokens + (max_tokens < mean ? max_tokens : mean);
+    /* Turn 0 is for those who have no tenant. */
+    c->turn = (t->turn_end > now ? t->turn_end : now) + 1;
+    t->turn_end = c->turn + c->turn_tokens;
+}
+
+static bool over_limits(const tenant *t, uint64_t prompt_tokens) {
+    const uint64_t share = atomic_load(&t->auth->share);
+    if (share > 0 && atomic_load(&t->auth->n_tenants) > 1 && t->streams >= share) return true;
+    if (t->streams_max > 0 && t->streams >= t->streams_max) return true;
+    return t->waiting_tokens_max > 0 && t->prompt_tokens + prompt_tokens > t->waiting_tokens_max;
+}
+
+/* A request larger than a whole minute's tokens is charged the minute: else it would never run. */
+static status charge_minute(tenant *t, uint64_t *cost, int64_t now_ns, int *retry_ms) {
+    if (t->tokens_per_minute == 0) return OK;
+    refill(t, now_ns);
+    if (*cost > t->tokens_per_minute) *cost = t->tokens_per_minute;
+    const double missing = (double)*cost - t->minute_tokens_left;
+    if (missing > 0) {
+        *retry_ms = (int)(missing * 60000.0 / (double)t->tokens_per_minute) + 1;
+        return E_FULL;
+    }
+    t->minute_tokens_left -= (double)*cost;
+    return OK;
+}
+
+status tenant_admit(tenant *t, turns *clock, uint64_t prompt_tokens, uint64_t max_tokens,
+                    int64_t now_ns, tenant_charge *out, int *retry_ms) {
     *out = (tenant_charge){.tenant = NULL};
     if (!t) return OK;
     uint64_t cost = prompt_tokens + max_tokens;
     *retry_ms = 1000;
-    status e = OK;
     pthread_mutex_lock(&t->lock);
-    if (t->streams_max > 0 && t->streams >= t->streams_max) e = E_FULL;
-    if (t->waiting_tokens_max > 0 && t->prompt_tokens + prompt_tokens > t->waiting_tokens_max)
-        e = E_FULL;
-    if (e == OK && t->tokens_per_minute > 0) {
-        refill(t, now_ns);
-        /* A request larger than a whole minute's tokens is charged the minute: else it never runs.
-         */
-        if (cost > t->tokens_per_minute) cost = t->tokens_per_minute;
-        if (t->minute_tokens_left < (double)cost) {
-            const double missing = (double)cost - t->minute_tokens_left;
-            *retry_ms = (int)(missing * 60000.0 / (double)t->tokens_per_minute) + 1;
-            e = E_FULL;
-        } else {
-            t->minute_tokens_left -= (double)cost;
-        }
-    }
+    status e = over_limits(t, prompt_tokens) ? E_FULL : OK;
+    if (e == OK) e = charge_minute(t, &cost, now_ns, retry_ms);
     if (e == OK) {
         t->streams++;
         t->prompt_tokens += prompt_tokens;
-        *out = (tenant_charge){t, prompt_tokens, cost};
+        *out = (tenant_charge){.tenant = t, .prompt_tokens = prompt_tokens, .minute_tokens = cost};
+        take_turn(t, clock, prompt_tokens, max_tokens, out);
     }
     pthread_mutex_unlock(&t->lock);
     return e;
@@ -293,6 +326,11 @@ void tenant_release(tenant_charge *c, uint64_t used_tokens) {
     pthread_mutex_lock(&t->lock);
     t->streams--;
     t->prompt_tokens -= c->prompt_tokens;
+    /* What was expected becomes what it was; the tenant's later requests are not moved again. */
+    t->turn_end =
+        t->turn_end + used_tokens > c->turn_tokens ? t->turn_end + used_tokens - c->turn_tokens : 0;
+    if (used_tokens > c->prompt_tokens)
+        t->output_mean += ((double)(used_tokens - c->prompt_tokens) - t->output_mean) / 16;
     if (t->tokens_per_minute > 0 && c->minute_tokens > used_tokens) {
         t->minute_tokens_left += (double)(c->minute_tokens - used_tokens);
         if (t->minute_tokens_left > (double)t->tokens_per_minute)

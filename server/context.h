@@ -45,6 +45,7 @@ struct server {
         double seen_cpu_s;
     } rates;
 
+    turns turns;
     id_table *ids;
     auth *auth;
     tls *tls;

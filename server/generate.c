@@ -263,17 +263,19 @@ static void submit(stream *s, refusal *r) {
                                     ? (uint64_t)s->request.max_tokens
                                     : (uint64_t)(srv->model.context_length - s->request.n_prompt);
     int retry_ms = 0;
-    if (outbox_init(&s->box, &c->thread->box, &s->request, c->rpc, &srv->metrics, s) != OK ||
+    if (outbox_init(&s->box, &c->thread->box, &s->request, c->rpc, &srv->metrics, &srv->turns, s) !=
+            OK ||
         make_prompt_rows(s) != OK) {
         r->kind = REFUSE_INTERNAL;
         return;
     }
-    if (tenant_admit(c->who.tenant, (uint64_t)s->request.n_prompt,
+    if (tenant_admit(c->who.tenant, &srv->turns, (uint64_t)s->request.n_prompt,
                      max_tokens * (uint64_t)s->request.n_choices, c->arrival_ns, &s->charge,
                      &retry_ms) != OK) {
         *r = (refusal){.kind = REFUSE_QUOTA, .pushback_ms = retry_ms};
         return;
     }
+    s->request.turn = s->charge.turn;
     if (ids_add(srv->ids, &s->id) != OK) {
         r->kind = REFUSE_ID_LIVE;
         tenant_release(&s->charge, 0);

@@ -48,7 +48,8 @@ static server_options server_options_of(const config *c) {
                             .slow_reader_s = c->limits.slow_reader_s,
                             .max_output_tokens = c->limits.max_output_tokens,
                             .max_choices = c->limits.max_choices,
-                            .vllm_aliases = c->metrics.vllm_aliases};
+                            .vllm_aliases = c->metrics.vllm_aliases,
+                            .queue_max_requests = c->queue.max_requests};
 }
 
 static load_options load_options_of(const config *c) {
@@ -133,7 +134,9 @@ static int run(const config *c, const sigset_t *signals) {
     int code = EXIT_BAD_PORT;
 
     const status opened = server_open(&server_opts, &s, &err); /* listens: LOADING from here on */
-    if (opened != OK) return refuse(opened == E_FORMAT ? EXIT_BAD_USAGE : EXIT_BAD_PORT, err.text);
+    if (opened != OK)
+        return refuse(opened == E_FORMAT || opened == E_NOTFOUND ? EXIT_BAD_USAGE : EXIT_BAD_PORT,
+                      err.text);
     if (not_off(c->admin.listen) && admin_open(s, c->admin.listen, &a, &err) != OK) goto fail;
     code = EXIT_FAILURE;
     if (load_open(&load_opts, s, SIGNAL_LOADED, &l, &err) != OK) goto fail;

@@ -7,16 +7,27 @@
 
 #include "base/clock.h"
 
-enum { N_PROMPT = 4, N_OUT = 4, WAIT_S = 60 };
+enum { N_PROMPT = 10, N_OUT = 4, WAIT_S = 60 };
 
-/* Ids recorded from the CPU backend, which the conformance tests compare with the reference. */
-static const struct {
-    const char *digest;
-    int32_t out[N_OUT];
-} RECORDED[] = {
-    /* SmolLM2-135M-Instruct Q4_1 */
-    {"b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", {352, 28, 253, 12251}},
+/* Prompts whose continuation every sound backend agrees on: at each step the best token is at least
+ * two nats ahead of the next, far beyond what formats and summation orders can move. */
+typedef struct answer {
+    const char *digest; /* the file's SHA-256 */
+    int32_t prompt[N_PROMPT], out[N_OUT];
+} answer;
+
+static const answer ANSWERS[] = {
+    /* SmolLM2-135M-Instruct Q4_1: "a b c d e f g h i j" -> " k l m n" */
+    {"b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+     {81, 278, 265, 287, 297, 275, 310, 294, 2056, 544},
+     {501, 303, 283, 304}},
 };
+
+static const answer *answer_of(const char *digest) {
+    for (size_t i = 0; i < sizeof ANSWERS / sizeof *ANSWERS; i++)
+        if (strcmp(ANSWERS[i].digest, digest) == 0) return &ANSWERS[i];
+    return NULL;
+}
 
 typedef struct run {
     engine_request request;
@@ -87,7 +98,7 @@ static void run_close(run *r) {
     free(r);
 }
 
-static status compare(const run *a, const run *b, const char *digest, error *err) {
+static status compare(const run *a, const run *b, const answer *known, error *err) {
     if (a->end == END_DEVICE || b->end == END_DEVICE)
         return error_set(err, E_DEVICE, "the device failed in the known-answer test");
     if (a->end == END_NOT_FINITE || b->end == END_NOT_FINITE)
@@ -98,24 +109,24 @@ static status compare(const run *a, const run *b, const char *digest, error *err
     if (memcmp(a->out, b->out, sizeof a->out) != 0)
         return error_set(err, E_INTERNAL,
                          "known-answer test: two equal runs gave different tokens");
-    for (size_t i = 0; i < sizeof RECORDED / sizeof *RECORDED; i++)
-        if (strcmp(RECORDED[i].digest, digest) == 0 &&
-            memcmp(RECORDED[i].out, a->out, sizeof a->out) != 0)
-            return error_set(err, E_INTERNAL,
-                             "known-answer test: %d,%d,%d,%d are not this model's tokens",
-                             a->out[0], a->out[1], a->out[2], a->out[3]);
+    if (known && memcmp(known->out, a->out, sizeof a->out) != 0)
+        return error_set(err, E_INTERNAL,
+                         "known-answer test: %d,%d,%d,%d are not this model's tokens", a->out[0],
+                         a->out[1], a->out[2], a->out[3]);
     return OK;
 }
 
 status selftest_run(engine *e, int n_vocab, const char *digest, error *err) {
+    const answer *known = answer_of(digest);
     int32_t prompt[N_PROMPT];
-    for (int i = 0; i < N_PROMPT; i++) prompt[i] = (int32_t)((int64_t)n_vocab * (2 * i + 1) / 16);
+    for (int i = 0; i < N_PROMPT; i++)
+        prompt[i] = known ? known->prompt[i] : (int32_t)((int64_t)n_vocab * (2 * i + 1) / 32);
     run *a = run_open(), *b = run_open();
     status s = a && b ? OK : error_set(err, E_NOMEM, "known-answer test: out of memory");
     if (s == OK) s = run_once(e, a, prompt);
     if (s == OK) s = run_once(e, b, prompt);
     if (s == OK) {
-        s = compare(a, b, digest, err);
+        s = compare(a, b, known, err);
     } else if (s == E_STATE) {
         /* The engine keeps the request, and the process ends: its memory must stay. */
         return error_set(err, E_STATE, "known-answer test: no answer in %d s", WAIT_S);

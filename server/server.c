@@ -108,6 +108,9 @@ status server_serve(server *s, const served_model *m) {
     s->model = *m;
     if (!copy_strings(s)) return E_NOMEM;
     engine_read_stats(m->engine, &s->baseline);
+    if (s->options.queue_max_requests > 0)
+        auth_set_share(s->auth,
+                       (uint64_t)m->max_sequences + (uint64_t)s->options.queue_max_requests / 2);
     atomic_store(&s->load_progress, 1.0);
     atomic_store(&s->phase, SERVER_SERVING); /* from here on s->model is read by other threads */
     atomic_store(&s->was_ready, true);

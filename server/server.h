@@ -22,6 +22,7 @@ typedef struct server_options {
     const char *tokens_file;                           /* server/auth.h; NULL: no tokens */
     int slow_reader_s, max_output_tokens, max_choices; /* max_output_tokens 0: the context */
     bool vllm_aliases;
+    int queue_max_requests; /* several tenants: none may hold more than half of it, and running */
 } server_options;
 
 /* What is served. Pointers are borrowed until server_close; strings are copied. */
@@ -39,7 +40,8 @@ typedef struct served_model {
     double rope_freq_base;
 } served_model;
 
-/* Binds the port(s) and starts the rpc threads. E_IO: port or TLS files; E_FORMAT: tokens file. */
+/* Binds the port(s) and starts the rpc threads. E_IO: port or TLS files; E_NOTFOUND,
+ * E_FORMAT: tokens file. */
 BASE_MUST_USE status server_open(const server_options *o, server **out, error *err);
 const char *server_address(const server *s); /* the bound one */
 
