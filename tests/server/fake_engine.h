@@ -29,7 +29,7 @@ struct engine {
     fake_live live[FAKE_MAX];
     int n_live;
     pthread_t thread;
-    _Atomic bool quit, stop_all, frozen;
+    _Atomic bool quit, stop_all, frozen, device_fault;
     _Atomic int step_us, submit_status, eos_at; /* eos_at: every choice ends there; 0: never */
     _Atomic int64_t heartbeat_ns;
     _Atomic uint64_t steps, tokens, n_ended;
@@ -183,6 +183,7 @@ void engine_read_stats(const engine *e, engine_stats *out) {
     *out = (engine_stats){.steps = atomic_load(&e->steps),
                           .generated_tokens = atomic_load(&e->tokens),
                           .heartbeat_ns = atomic_load(&e->heartbeat_ns),
+                          .device_fault = atomic_load(&e->device_fault),
                           .tokens_per_s = 1000};
 }
 
