@@ -106,7 +106,7 @@ status check_step(const cuda_backend *b, const step *s) {
                     s->n_bias <= l->n_bias_max && s->n_seen >= 0 && s->n_seen <= l->n_seen_max &&
                     s->n_copies >= 0 &&
                     s->n_copies <= (l->n_copies_max > 0 ? l->n_copies_max : l->n_seqs_max) &&
-                    s->n_blocks >= 0;
+                    s->n_blocks >= 0 && s->n_blocks <= b->n_blocks_max;
     return ok ? OK : E_INVAL;
 }
 
@@ -315,8 +315,8 @@ status open_device(cuda_backend *b, error *err) {
     }
     char why[80] = "";
     b->lt = lt_open(why, sizeof why);
-    snprintf(b->name, sizeof b->name, "%.100s, sm_%d, CUDA %d.%d, driver for CUDA %d.%d%s%s%s", p.name,
-             b->sm, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, driver / 1000,
+    snprintf(b->name, sizeof b->name, "%.100s, sm_%d, CUDA %d.%d, driver for CUDA %d.%d%s%s%s",
+             p.name, b->sm, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, driver / 1000,
              driver % 1000 / 10, b->lt != nullptr ? "" : ", no cuBLASLt (", why,
              b->lt != nullptr ? "" : "): slow prefill");
     return OK;

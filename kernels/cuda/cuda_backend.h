@@ -118,7 +118,8 @@ typedef struct cuda_backend {
     void *host_memory; /* pinned: all slots */
     step_slot slot[SLOTS];
     uint8_t *kv;
-    int kv_blocks; /* without the block that padding rows write */
+    int n_blocks_max; /* entries of step.block */
+    int kv_blocks;    /* without the block that padding rows write */
     float *x, *qkv, *logits;
     uint16_t *x_half, *xn, *att, *xn_att, *act, *w16, *head_x;
     void *q, *gate_up, *attn_work, *sampler_work;

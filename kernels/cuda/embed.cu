@@ -1,8 +1,8 @@
 /* Embedding rows: x[r,:] = token_embd[token[r],:], and the residual's half copy x * 2^-3.
  *   table: GGUF blocks as in the file [n_vocab rows]; token < 0: ~token is a sample of the previous
  *   step, resolved here; ids outside the vocabulary read row 0 (never asked for by the engine)
- *   grid: a block a row; latency bound (a row is 2-16 KB)
- * Numerics: exact dequantisation in float32. */
+ *   grid (rows, parts of a row), a value a thread: latency bound (a row is 2-16 KB). A block a row
+ * took 11.4 us for 4096 Q6_K values (H200) Numerics: exact dequantisation in float32. */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/gguf_block.cuh"
 #include "kernels/cuda/ops.h"
@@ -20,7 +20,8 @@ __global__ __launch_bounds__(EMBED_THREADS) void embed_kernel(const embed_args a
     if (token < 0) token = a.previous[~token];
     if (token < 0 || token >= a.n_vocab) token = 0; /* a not-finite row's -1: its result is void */
     const uint8_t *row = (const uint8_t *)a.table + (size_t)token * row_bytes;
-    for (int k = (int)threadIdx.x; k < a.n_embd; k += EMBED_THREADS) {
+    const int k = (int)(blockIdx.y * EMBED_THREADS + threadIdx.x);
+    if (k < a.n_embd) {
         const float v = gguf_block::value(a.type, row, k, block_elems, block_bytes);
         a.x[(size_t)r * (size_t)a.n_embd + k] = v;
         ((__half *)a.x_half)[(size_t)r * (size_t)a.ld_half + k] =
@@ -33,7 +34,8 @@ __global__ __launch_bounds__(EMBED_THREADS) void embed_kernel(const embed_args a
 extern "C" status cuda_embed(const embed_args *a, cudaStream_t stream) {
     const dtype_info *info = dtype_get((int)a->type);
     if (a->n_rows <= 0 || info == nullptr) return E_INVAL;
-    return cuda_launch(embed_kernel, dim3((unsigned)a->n_rows), dim3(EMBED_THREADS), 0, stream,
-                       a->pdl, *a, info->block_elems, info->block_bytes,
-                       dtype_row_bytes(a->type, a->n_embd));
+    const dim3 grid((unsigned)a->n_rows,
+                    (unsigned)((a->n_embd + EMBED_THREADS - 1) / EMBED_THREADS));
+    return cuda_launch(embed_kernel, grid, dim3(EMBED_THREADS), 0, stream, a->pdl, *a,
+                       info->block_elems, info->block_bytes, dtype_row_bytes(a->type, a->n_embd));
 }

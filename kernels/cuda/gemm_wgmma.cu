@@ -59,6 +59,38 @@ bool make_plan(const cuda_matrix *m, linear_output output, int columns, int n_sm
     return true;
 }
 
+const wgmma_pair_variant *pair_of(const cuda_matrix *a, const cuda_matrix *b, int n_rows) {
+    const int columns = wgmma_columns(n_rows);
+    if (a->n_in != b->n_in || a->n_units != b->n_units) return nullptr;
+    const wgmma_pair_variant *v =
+        a->n_units % 4 == 0 ? wgmma_pair(a->format, b->format, 4) : nullptr;
+    if (v == nullptr && a->n_units % 2 == 0) v = wgmma_pair(a->format, b->format, 2);
+    for (int i = 0; v != nullptr && i < WGMMA_PAIR_VARIANTS; i++) {
+        if (v[i].columns == columns) return &v[i];
+    }
+    return nullptr;
+}
+
+status launch(const void *fn, int grid, int smem_bytes, bool pdl, void **params,
+              cudaStream_t stream) {
+    cudaLaunchConfig_t c = {};
+    c.gridDim = dim3((unsigned)grid);
+    c.blockDim = dim3(THREADS);
+    c.dynamicSmemBytes = (size_t)smem_bytes;
+    c.stream = stream;
+    cudaLaunchAttribute at[1];
+    at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    at[0].val.programmaticStreamSerializationAllowed = 1;
+    c.attrs = at;
+    c.numAttrs = pdl ? 1 : 0;
+    return cuda_status(cudaLaunchKernelExC(&c, fn, params));
+}
+
+status raise_limit(const void *fn, int smem_bytes) {
+    return cuda_status(
+        cudaFuncSetAttribute(fn, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes));
+}
+
 } // namespace
 
 extern "C" int wgmma_columns(int n_rows) {
@@ -80,33 +112,48 @@ extern "C" status cuda_linear_wgmma(const wgmma_args *a, int n_sms, cudaStream_t
         !make_plan(&a->m, a->output, a->columns, n_sms, &p)) {
         return E_INVAL;
     }
-    cudaLaunchConfig_t c = {};
-    c.gridDim = dim3((unsigned)p.grid);
-    c.blockDim = dim3(THREADS);
-    c.dynamicSmemBytes = (size_t)p.v->smem_bytes;
-    c.stream = stream;
-    cudaLaunchAttribute at[1];
-    at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    at[0].val.programmaticStreamSerializationAllowed = 1;
-    c.attrs = at;
-    c.numAttrs = a->pdl ? 1 : 0;
     wgmma_args args = *a;
     args.whole = !p.splits;
     void *params[] = {&args};
-    return cuda_status(cudaLaunchKernelExC(&c, p.v->fn, params));
+    return launch(p.v->fn, p.grid, p.v->smem_bytes, a->pdl, params, stream);
+}
+
+extern "C" bool wgmma_pair_fits(const cuda_matrix *first, const cuda_matrix *second, int n_rows) {
+    return wgmma_fits(first) && wgmma_fits(second) && pair_of(first, second, n_rows) != nullptr;
+}
+
+extern "C" status cuda_linear_wgmma_pair(const wgmma_args *first, const wgmma_args *second,
+                                         int n_sms, cudaStream_t stream) {
+    const wgmma_pair_variant *v = pair_of(&first->m, &second->m, first->n_rows);
+    if (v == nullptr || first->output != LINEAR_STORE || second->output != LINEAR_STORE ||
+        n_sms < 2) {
+        return E_INVAL;
+    }
+    wgmma_args a = *first, b = *second;
+    a.whole = b.whole = false;
+    const double wa = (double)a.m.n_tiles * (double)weight_tile_bytes(a.m.format, a.m.n_in);
+    const double wb = (double)b.m.n_tiles * (double)weight_tile_bytes(b.m.format, b.m.n_in);
+    int n_first = (int)(wa / (wa + wb) * n_sms + 0.5);
+    n_first = n_first < 1 ? 1 : n_first > n_sms - 1 ? n_sms - 1 : n_first;
+    void *params[] = {&a, &b, &n_first};
+    return launch(v->fn, n_sms, v->smem_bytes, first->pdl, params, stream);
 }
 
 extern "C" status wgmma_init(void) {
+    status s = OK;
     for (int f = 0; f < WF_COUNT; f++) {
-        for (int units = 2; units <= 4 && TABLES[f] != nullptr; units += 2) {
-            const wgmma_variant *v = TABLES[f](units);
-            for (int i = 0; v != nullptr && i < WGMMA_VARIANTS; i++) {
-                if (cudaFuncSetAttribute(v[i].fn, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         v[i].smem_bytes) != cudaSuccess) {
-                    return cuda_status(cudaGetLastError());
+        for (int units = 2; units <= 4; units += 2) {
+            const wgmma_variant *v = TABLES[f] != nullptr ? TABLES[f](units) : nullptr;
+            for (int i = 0; v != nullptr && i < WGMMA_VARIANTS && s == OK; i++) {
+                s = raise_limit(v[i].fn, v[i].smem_bytes);
+            }
+            for (int g = 0; g < WF_COUNT; g++) {
+                const wgmma_pair_variant *p = wgmma_pair(f, g, units);
+                for (int i = 0; p != nullptr && i < WGMMA_PAIR_VARIANTS && s == OK; i++) {
+                    s = raise_limit(p[i].fn, p[i].smem_bytes);
                 }
             }
         }
     }
-    return OK;
+    return s;
 }

@@ -298,11 +298,12 @@ template <class B, int F, int NB, int MB, int SU, int WS, int XS> struct wgmma_c
 };
 #endif
 
-template <int F, int NB, int MB, int SU, int WS, int XS>
-__global__ __launch_bounds__(320, 1) void wgmma_kernel(const __grid_constant__ wgmma_args p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+/* A thread block's work as number `block` of the n_blocks that share matrix p.m. */
+template <int F, int NB, int MB, int SU, int WS, int XS>
+__device__ __forceinline__ void wgmma_work(const wgmma_args &p, uint8_t *raw, int block,
+                                           int n_blocks) {
     using B = wgmma_block<F, NB, MB, SU, WS, XS>;
-    extern __shared__ uint8_t raw[];
     uint8_t *xs = (uint8_t *)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023); /* swizzle atoms */
     uint8_t *ws = xs + XS * B::X_BYTES;
     wgmma_shared<B> s;
@@ -315,11 +316,11 @@ __global__ __launch_bounds__(320, 1) void wgmma_kernel(const __grid_constant__ w
     s.x_full = s.w_empty + WS * 8;
     s.x_empty = s.x_full + XS * 8;
     s.n_stages = p.m.n_units / SU;
-    const int n_blocks = (p.m.n_tiles + B::TILES - 1) / B::TILES;
-    const long long part = p.whole ? n_blocks : (long long)n_blocks * s.n_stages;
+    const int row_blocks = (p.m.n_tiles + B::TILES - 1) / B::TILES;
+    const long long part = p.whole ? row_blocks : (long long)row_blocks * s.n_stages;
     const int a_part = p.whole ? s.n_stages : 1;
-    s.u0 = (int)(blockIdx.x * part / gridDim.x) * a_part;
-    s.u1 = (int)((blockIdx.x + 1) * part / gridDim.x) * a_part;
+    s.u0 = (int)(block * part / n_blocks) * a_part;
+    s.u1 = (int)((block + 1) * part / n_blocks) * a_part;
     const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31;
     if (threadIdx.x == 0) {
         for (int i = 0; i < WS; i++) {
@@ -344,8 +345,35 @@ __global__ __launch_bounds__(320, 1) void wgmma_kernel(const __grid_constant__ w
         ptx::pdl_wait(); /* y and half_out belong to the kernels before until here */
         wgmma_consumer<B, F, NB, MB, SU, WS, XS>(p, s, warp, lane).run();
     }
+}
+#endif
+
+template <int F, int NB, int MB, int SU, int WS, int XS>
+__global__ __launch_bounds__(320, 1) void wgmma_kernel(const __grid_constant__ wgmma_args p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ uint8_t raw[];
+    wgmma_work<F, NB, MB, SU, WS, XS>(p, raw, (int)blockIdx.x, (int)gridDim.x);
 #else
     __trap(); /* built without sm_90a: the host must not choose this kernel */
+#endif
+}
+
+/* Two matrices of different formats over the same activations (q and k, then v): the first n_first
+ * blocks take the first. One launch less in half of a Q4_K_M model's layers. */
+template <int F, int G, int NB, int SU, int WF, int WG, int XS>
+__global__ __launch_bounds__(320, 1) void wgmma_pair_kernel(const __grid_constant__ wgmma_args p,
+                                                            const __grid_constant__ wgmma_args q,
+                                                            int n_first) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ uint8_t raw[];
+    const int block = (int)blockIdx.x;
+    if (block < n_first) {
+        wgmma_work<F, NB, 1, SU, WF, XS>(p, raw, block, n_first);
+    } else {
+        wgmma_work<G, NB, 1, SU, WG, XS>(q, raw, block - n_first, (int)gridDim.x - n_first);
+    }
+#else
+    __trap();
 #endif
 }
 
@@ -355,45 +383,47 @@ template <int F, int NB, int MB, int SU, int WS, int XS> wgmma_variant wgmma_ins
     return {(const void *)wgmma_kernel<F, NB, MB, SU, WS, XS>, NB, MB, SU, B::SMEM};
 }
 
-/* The variants of a format: stages by what fits; the study's choices where it measured. */
+/* Ring depths by what fits; the study's choices where it measured. W: stages of weights, X: slots
+ * of activations, by columns; D: two m64 blocks a warpgroup. */
+template <int F, int SU> struct wgmma_depth {
+    static constexpr int STAGE = wf_traits<F>::BYTES * SU / wf_traits<F>::UNITS;
+    static constexpr bool SMALL = STAGE < 2600, MIDDLE = STAGE < 3600;
+    static constexpr int W16D = SMALL ? 4 : MIDDLE ? 3 : 2, X16D = 8;
+    static constexpr int W32D = SMALL ? 3 : 2, X32D = SMALL ? 12 : 8;
+    static constexpr int W32 = SMALL ? 6 : MIDDLE ? 5 : 4, X32 = 10;
+    static constexpr int W64 = SMALL ? 4 : 3, X64 = MIDDLE ? 8 : 6;
+    static constexpr int W128 = SMALL ? 3 : 2, X128 = MIDDLE ? 5 : 4;
+};
+
+/* The variants of a format. */
 template <int F, int SU> const wgmma_variant *wgmma_table() {
-    constexpr int STAGE = wf_traits<F>::BYTES * SU / wf_traits<F>::UNITS;
-    constexpr bool SMALL = STAGE < 2600, MIDDLE = STAGE < 3600;
+    using D = wgmma_depth<F, SU>;
     static const wgmma_variant v[WGMMA_VARIANTS] = {
-        wgmma_instance < F,
-        16,
-        2,
-        SU,
-        SMALL    ? 4
-        : MIDDLE ? 3
-                 : 2,
-        8 > (),
-        wgmma_instance < F,
-        32,
-        2,
-        SU,
-        SMALL ? 3 : 2,
-        SMALL ? 12 : 8 > (),
-        wgmma_instance < F,
-        32,
-        1,
-        SU,
-        SMALL    ? 6
-        : MIDDLE ? 5
-                 : 4,
-        10 > (),
-        wgmma_instance < F,
-        64,
-        1,
-        SU,
-        SMALL ? 4 : 3,
-        MIDDLE ? 8 : 6 > (),
-        wgmma_instance < F,
-        128,
-        1,
-        SU,
-        SMALL ? 3 : 2,
-        MIDDLE ? 5 : 4 > (),
+        wgmma_instance<F, 16, 2, SU, D::W16D, D::X16D>(),
+        wgmma_instance<F, 32, 2, SU, D::W32D, D::X32D>(),
+        wgmma_instance<F, 32, 1, SU, D::W32, D::X32>(),
+        wgmma_instance<F, 64, 1, SU, D::W64, D::X64>(),
+        wgmma_instance<F, 128, 1, SU, D::W128, D::X128>(),
+    };
+    return v;
+}
+
+template <int F, int G, int NB, int SU, int WF, int WG, int XS>
+wgmma_pair_variant wgmma_pair_instance() {
+    constexpr int A = wgmma_block<F, NB, 1, SU, WF, XS>::SMEM;
+    constexpr int B = wgmma_block<G, NB, 1, SU, WG, XS>::SMEM;
+    static_assert(A <= 227 * 1024 && B <= 227 * 1024, "shared memory");
+    return {(const void *)wgmma_pair_kernel<F, G, NB, SU, WF, WG, XS>, NB, SU, A > B ? A : B};
+}
+
+template <int F, int G, int SU> const wgmma_pair_variant *wgmma_pair_table() {
+    using A = wgmma_depth<F, SU>;
+    using B = wgmma_depth<G, SU>;
+    static const wgmma_pair_variant v[WGMMA_PAIR_VARIANTS] = {
+        wgmma_pair_instance<F, G, 16, SU, A::W32, B::W32, B::X32>(),
+        wgmma_pair_instance<F, G, 32, SU, A::W32, B::W32, B::X32>(),
+        wgmma_pair_instance<F, G, 64, SU, A::W64, B::W64, B::X64>(),
+        wgmma_pair_instance<F, G, 128, SU, A::W128, B::W128, B::X128>(),
     };
     return v;
 }

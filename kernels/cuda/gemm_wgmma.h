@@ -32,6 +32,11 @@ bool wgmma_fits(const cuda_matrix *m);
  * Never for LINEAR_GLU. */
 bool wgmma_splits(const cuda_matrix *m, linear_output output, int n_rows, int n_sms);
 status cuda_linear_wgmma(const wgmma_args *a, int n_sms, cudaStream_t stream);
+/* Two matrices over the same activations in one launch, LINEAR_STORE into y that starts as zeros.
+ */
+bool wgmma_pair_fits(const cuda_matrix *first, const cuda_matrix *second, int n_rows);
+status cuda_linear_wgmma_pair(const wgmma_args *first, const wgmma_args *second, int n_sms,
+                              cudaStream_t stream);
 status wgmma_init(void); /* once at start: shared-memory limits */
 
 #ifdef __cplusplus

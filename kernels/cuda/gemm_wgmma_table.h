@@ -4,12 +4,20 @@
 
 #include "kernels/cuda/gemm_wgmma.h"
 
-enum { WGMMA_VARIANTS = 5 };
+enum { WGMMA_VARIANTS = 5, WGMMA_PAIR_VARIANTS = 4 };
 
 typedef struct wgmma_variant {
     const void *fn;
     int columns, m_blocks, stage_units, smem_bytes;
 } wgmma_variant;
+
+typedef struct wgmma_pair_variant {
+    const void *fn;
+    int columns, stage_units, smem_bytes;
+} wgmma_pair_variant;
+
+/* [WGMMA_PAIR_VARIANTS], NULL: this pair of formats is not built. */
+const wgmma_pair_variant *wgmma_pair(int first, int second, int stage_units);
 
 /* [WGMMA_VARIANTS] for stages of so many units, NULL: not built. */
 const wgmma_variant *wgmma_q4k(int stage_units);

@@ -9,6 +9,7 @@ namespace {
 enum {
     WARPS_MAX = 16,
     ROWS_MAX = 8,
+    SUM_TILES = 4,
     GROUP_TILES = 2, /* reduced together: a thread has at most one output */
     MULTI_TILES = 2, /* of a block, when the inputs take several passes */
     IN_FLIGHT_BYTES = 80 << 10,
@@ -22,13 +23,21 @@ table *const TABLES[WF_COUNT] = {gemv_q4k, gemv_q5k, gemv_q6k, gemv_q80, gemv_q4
 struct shape {
     const gemv_kernels *k;
     const void *fn;
-    int n_warps, n_passes, n_slots, grid;
+    int n_warps, n_passes, n_slots, grid, group;
     size_t smem_bytes;
 };
 
 size_t smem_of(int pitch, int n_warps, int n_slots, int n_rows, int tiles) {
     return (size_t)(n_warps * n_slots) * (size_t)pitch + (size_t)(4 * n_warps * n_rows * 20) * 4 +
            (size_t)(n_warps * n_slots) * 8 + (size_t)n_warps * 32 + (size_t)tiles * 64;
+}
+
+/* Tiles reduced together: all of a block where that leaves a thread one output at most; else two by
+ * two, in turns, so that a group's sums are read while the next one's are written. */
+int group_of(gemv_output output, int n_warps, int tiles, int n_rows) {
+    const bool all =
+        output != GEMV_GLU && tiles <= SUM_TILES && n_warps * 32 >= TILE_ROWS * tiles * n_rows;
+    return all ? tiles : GROUP_TILES;
 }
 
 bool try_units(const cuda_matrix *m, gemv_output output, int n_rows, int n_sms, int units,
@@ -43,6 +52,7 @@ bool try_units(const cuda_matrix *m, gemv_output output, int n_rows, int n_sms, 
     const int tiles = pair * ((groups + s->grid - 1) / s->grid);
     if (s->n_warps * 32 < TILE_ROWS * GROUP_TILES * n_rows) return false;
     if (s->n_passes > 1 && (output != GEMV_RESIDUAL || tiles > MULTI_TILES)) return false;
+    s->group = group_of(output, s->n_warps, tiles, n_rows);
     s->fn = s->n_passes > 1 ? s->k->multi_pass : s->k->one_pass[output];
     const int least = m->format == WF_F16 ? 1 : 2;
     const int fit = IN_FLIGHT_BYTES / (s->n_warps * s->k->slot_bytes);
@@ -97,6 +107,8 @@ bool pair_of(const cuda_matrix *a, const cuda_matrix *b, gemv_output output, int
         p->n_first = split_blocks(a, b, n_sms);
         const int ta = (a->n_tiles + p->n_first - 1) / p->n_first;
         const int tb = (b->n_tiles + n_sms - p->n_first - 1) / (n_sms - p->n_first);
+        p->first.group = group_of(output, p->first.n_warps, ta, n_rows);
+        p->second.group = group_of(output, p->second.n_warps, tb, n_rows);
         const size_t sa =
             smem_of(p->first.k->slot_pitch, p->first.n_warps, p->first.n_slots, n_rows, ta);
         const size_t sb =
@@ -111,6 +123,7 @@ void set_shape(gemv_args *a, const shape *s) {
     a->n_warps = s->n_warps;
     a->n_slots = s->n_slots;
     a->n_passes = s->n_passes;
+    a->group = s->group;
 }
 
 status launch(const void *fn, int grid, int n_warps, size_t smem_bytes, bool pdl, void **params,

@@ -22,7 +22,13 @@
 #include "kernels/cuda/gemv_table.h"
 #include "kernels/cuda/weight_format.cuh"
 
-enum { GEMV_THREADS_MAX = 512, GEMV_SUM_STRIDE = 20, GEMV_SUM_TILES = 4, GEMV_TILES_MULTI = 2 };
+enum {
+    GEMV_WARPS_MAX = 16,
+    GEMV_THREADS_MAX = 512,
+    GEMV_SUM_STRIDE = 20,
+    GEMV_SUM_TILES = 4,
+    GEMV_TILES_MULTI = 2
+};
 
 /* Ring slot of UW units: keeps a copy's place in its 128-byte line, so that copies go line by line.
  */
@@ -73,20 +79,35 @@ __device__ __forceinline__ void gemv_load_x(uint32_t (&x)[8], const uint16_t *ro
     x[7] = q.w;
 }
 
-/* One output of q, k or v: rotated, to its place. v: with bias; the partner of the pair is in the
- * neighbouring lane, so all lanes come here; write: this lane has an output. */
-__device__ __forceinline__ void gemv_rope_output(const gemv_rope &r, bool write, int column, int n,
-                                                 float v) {
+/* What an output of q, k or v needs besides its sum: read before the products, used after. */
+struct gemv_place {
+    int block, token; /* of the cache: the column's position */
+    float2 angle;     /* (cos, sin) of the pair */
+};
+
+__device__ __forceinline__ float2 gemv_angle(const gemv_rope &r, int column, int n) {
+    n += r.column0;
+    const int head = n / r.kv.head_dim, d = n - head * r.kv.head_dim;
+    if (head >= r.n_heads + r.kv.n_kv_heads || d >= r.n_rot) return make_float2(1, 0);
+    return __ldcg(r.rope + (size_t)column * (size_t)(r.n_rot / 2) + d / 2);
+}
+
+__device__ __forceinline__ void gemv_find_place(const gemv_rope &r, int column, gemv_place &at) {
+    const int pos = __ldcg(r.row_pos + column), seq = __ldcg(r.row_seq + column);
+    at.block = __ldcg(r.block + __ldcg(r.block_start + seq) + pos / r.kv.block_tokens);
+    at.token = pos % r.kv.block_tokens;
+}
+
+/* One output of q, k or v: rotated, to its place. The partner of the pair is in the neighbouring
+ * lane, so all lanes come here; write: this lane has an output. */
+__device__ __forceinline__ void gemv_rope_output(const gemv_rope &r, const gemv_place &at,
+                                                 bool write, int column, int n, float v) {
     const float other = __shfl_xor_sync(ptx::FULL, v, 1);
     if (!write) return;
-    const int d_head = r.kv.head_dim, n_kv = r.kv.n_kv_heads;
     n += r.column0;
-    const int head = n / d_head, d = n - head * d_head;
-    if (head < r.n_heads + n_kv && d < r.n_rot) {
-        const float2 a = __ldg(r.rope + (size_t)column * (size_t)(r.n_rot / 2) + d / 2);
-        v = v * a.x + (d & 1 ? other : -other) * a.y;
-    }
-    v = v != v ? 0.0f : v;
+    const int d_head = r.kv.head_dim, n_kv = r.kv.n_kv_heads, head = n / d_head;
+    v = v * at.angle.x + (n & 1 ? other : -other) * at.angle.y; /* (1, 0) where nothing rotates */
+    v = v != v ? 0.0f : v; /* the cache holds finite values only */
     uint16_t bits;
     if (r.kv.type == DTYPE_F16) {
         bits = __half_as_ushort(__float2half_rn(saturate_half(v)));
@@ -99,13 +120,9 @@ __device__ __forceinline__ void gemv_rope_output(const gemv_rope &r, bool write,
         return;
     }
     const int value = head >= r.n_heads + n_kv ? 1 : 0;
-    const int kv_head = head - r.n_heads - value * n_kv;
-    const int pos = __ldg(r.row_pos + column),
-              first = __ldg(r.block_start + __ldg(r.row_seq + column));
-    const int block = __ldg(r.block + first + pos / r.kv.block_tokens);
-    uint8_t *at = r.kv_layer + kv_head_offset(&r.kv, block, kv_head) +
-                  kv_elem_offset(&r.kv, value, pos % r.kv.block_tokens, d);
-    *(uint16_t *)at = bits;
+    uint8_t *to = r.kv_layer + kv_head_offset(&r.kv, at.block, head - r.n_heads - value * n_kv) +
+                  kv_elem_offset(&r.kv, value, at.token, n - head * d_head);
+    *(uint16_t *)to = bits;
 }
 
 /* One block's work. A struct, so that the pieces can be read one by one: everything is inlined and
@@ -113,7 +130,7 @@ __device__ __forceinline__ void gemv_rope_output(const gemv_rope &r, bool write,
 template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     using slot_t = gemv_slot<F, UW>;
     static constexpr bool NORM = EP != GEMV_RESIDUAL;
-    static constexpr int PAIR = EP == GEMV_GLU ? 2 : 1, GROUP = 2, CST = GEMV_SUM_STRIDE;
+    static constexpr int PAIR = EP == GEMV_GLU ? 2 : 1, CST = GEMV_SUM_STRIDE;
     static constexpr int NACC = MULTI ? GEMV_TILES_MULTI : 1;
     static constexpr bool MOVES = slot_t::PITCH > slot_t::BYTES; /* a copy keeps its line offset */
 
@@ -127,6 +144,7 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     uint64_t policy;
     float inverse, residual; /* 1 / rms of the column; of the first reduction */
     uint32_t x[UW][8], gamma[NORM ? UW : 1][8];
+    gemv_place place;
 
     __device__ __forceinline__ gemv_work(const gemv_args &args, uint8_t *smem, int block,
                                          int n_blocks)
@@ -262,7 +280,10 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
         const float *q =
             sums + (i % GEMV_SUM_TILES) * p.n_warps * p.n_rows * CST + column * CST + row;
         float v = 0;
-        for (int j = 0; j < p.n_warps; j++) v += q[j * p.n_rows * CST];
+#pragma unroll
+        for (int j = 0; j < GEMV_WARPS_MAX; j++) { /* unrolled: the loads go out together */
+            if (j < p.n_warps) v += q[j * p.n_rows * CST];
+        }
         return v * scales[i * 16 + row] * inverse;
     }
 
@@ -276,7 +297,10 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
         __syncthreads(); /* sums of these tiles are complete; those of the group before are read */
         if (NORM && i0 == 0) {
             float s = 0;
-            for (int j = 0; j < p.n_warps; j++) s += squares[j * 8 + column];
+#pragma unroll
+            for (int j = 0; j < GEMV_WARPS_MAX; j++) {
+                if (j < p.n_warps) s += squares[j * 8 + column];
+            }
             constexpr float XS = RESIDUAL_HALF_SCALE;
             inverse = rsqrtf(s / (XS * XS * (float)p.m.n_in) + p.eps) / XS;
         }
@@ -293,7 +317,8 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
         float v = write ? sum(i) : 0;
         if (write && p.bias != nullptr) v += __ldg(p.bias + n);
         if constexpr (EP == GEMV_ROPE) {
-            gemv_rope_output(p.rope, write, column, n, v);
+            if (i0 > 0 && write) place.angle = gemv_angle(p.rope, column, n);
+            gemv_rope_output(p.rope, place, write, column, n, v);
             return;
         }
         if (!write) return;
@@ -306,11 +331,15 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     }
 
     __device__ __forceinline__ void one_pass() {
+        int i0 = 0; /* first tile of the group that is reduced together */
         for (int i = 0; i < n_tiles; i++) {
             float acc[2][4] = {};
             if (my_passes > 0) multiply(i, 0, acc);
             store(i, acc);
-            if ((i + 1) % GROUP == 0 || i == n_tiles - 1) reduce(i / GROUP * GROUP, i % GROUP + 1);
+            if (i + 1 == i0 + p.group || i == n_tiles - 1) {
+                reduce(i0, i + 1 - i0);
+                i0 = i + 1;
+            }
         }
     }
 
@@ -341,7 +370,11 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
         start();
         ptx::pdl_wait();
         load_x(x, 0);
-        if (EP == GEMV_RESIDUAL && sub < n_tiles && sub < GROUP) {
+        if constexpr (EP == GEMV_ROPE) {
+            gemv_find_place(p.rope, column, place);
+            place.angle = gemv_angle(p.rope, column, (t0 + sub) * 16 + row);
+        }
+        if (EP == GEMV_RESIDUAL && sub < n_tiles && sub < p.group) {
             const int n = (t0 + sub) * 16 + row;
             if (n < p.m.n_out) residual = __ldcg(p.y + (size_t)column * (size_t)p.ldy + n);
         }
@@ -354,8 +387,14 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
 };
 #endif
 
+/* q, k, v keep to 96 registers, so that a block of attention (128 threads of 127) fits beside them:
+ * it then starts while they end. The bound is the way to say so. */
+constexpr int gemv_bound(int output) {
+    return output == GEMV_ROPE ? 640 : GEMV_THREADS_MAX;
+}
+
 template <int F, int UW, int EP, bool MULTI>
-__global__ __launch_bounds__(GEMV_THREADS_MAX,
+__global__ __launch_bounds__(gemv_bound(EP),
                              1) void gemv_kernel(const __grid_constant__ gemv_args p) {
 #if PTX_SM90
     extern __shared__ __align__(128) uint8_t smem[];
@@ -368,7 +407,7 @@ __global__ __launch_bounds__(GEMV_THREADS_MAX,
 /* Two matrices of different formats over the same inputs (q and k, then v): the first n_first
  * blocks take the first. One launch less in half of a Q4_K_M model's layers. */
 template <int F, int G, int UW, int EP>
-__global__ __launch_bounds__(GEMV_THREADS_MAX,
+__global__ __launch_bounds__(gemv_bound(EP),
                              1) void gemv_pair_kernel(const __grid_constant__ gemv_args p,
                                                       const __grid_constant__ gemv_args q,
                                                       int n_first) {

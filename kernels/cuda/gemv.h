@@ -42,7 +42,8 @@ typedef struct gemv_args {
     int ld_half;
     gemv_rope rope;
     bool pdl;
-    int n_warps, n_slots, n_passes; /* filled by the launcher */
+    int n_warps, n_slots, n_passes,
+        group; /* filled by the launcher; group: tiles reduced together */
 } gemv_args;
 
 /* Whether the kernels take this matrix at n_rows rows on n_sms multiprocessors. */

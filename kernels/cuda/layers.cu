@@ -100,19 +100,25 @@ bool wgmma(const cuda_backend *b) {
 }
 
 /* y (+)= W x on the wgmma kernels; x, and half_out of LINEAR_GLU, in their order. */
-status wgmma_linear(cuda_backend *b, const cuda_matrix *m, linear_output output, const uint16_t *x,
-                    int n_rows, float *y, int ldy, const float *bias, uint16_t *half_out) {
+wgmma_args wgmma_args_of(const cuda_backend *b, const cuda_matrix *m, linear_output output,
+                         const uint16_t *x, int n_rows) {
     wgmma_args a = {};
     a.m = *m;
     a.x = x;
     a.columns = wgmma_columns(n_rows);
     a.n_rows = n_rows;
     a.output = output;
+    a.pdl = b->pdl;
+    return a;
+}
+
+status wgmma_linear(cuda_backend *b, const cuda_matrix *m, linear_output output, const uint16_t *x,
+                    int n_rows, float *y, int ldy, const float *bias, uint16_t *half_out) {
+    wgmma_args a = wgmma_args_of(b, m, output, x, n_rows);
     a.y = y;
     a.ldy = ldy;
     a.bias = bias;
     a.half_out = half_out;
-    a.pdl = b->pdl;
     return cuda_linear_wgmma(&a, b->n_sms, b->stream);
 }
 
@@ -231,16 +237,24 @@ status fused_qkv(cuda_backend *b, int layer) {
 status wgmma_qkv(cuda_backend *b, int layer) {
     const cuda_shape *sh = &b->shape;
     const cuda_layer *y = &b->layers[layer];
-    bool splits = false;
+    const bool pair = y->n_qkv == 2 && wgmma_pair_fits(&y->qkv[0], &y->qkv[1], b->n_rows);
+    bool splits = pair;
+    wgmma_args a[3];
     for (int i = 0; i < y->n_qkv; i++) {
         splits = splits || wgmma_splits(&y->qkv[i], LINEAR_STORE, b->n_rows, b->n_sms);
+        a[i] = wgmma_args_of(b, &y->qkv[i], LINEAR_STORE, b->xn, b->n_rows);
+        a[i].y = b->qkv + y->qkv_column[i];
+        a[i].ldy = sh->n_qkv_out;
+        a[i].bias = y->qkv_bias != nullptr ? y->qkv_bias + y->qkv_column[i] : nullptr;
     }
     status s = norm(b, y->attn_norm, nullptr, b->n_rows, b->xn, wgmma_columns(b->n_rows),
                     splits ? b->qkv : nullptr, sh->n_qkv_out);
-    for (int i = 0; i < y->n_qkv && s == OK; i++) {
-        const int c = y->qkv_column[i];
-        s = wgmma_linear(b, &y->qkv[i], LINEAR_STORE, b->xn, b->n_rows, b->qkv + c, sh->n_qkv_out,
-                         y->qkv_bias != nullptr ? y->qkv_bias + c : nullptr, nullptr);
+    if (s == OK && pair) {
+        s = cuda_linear_wgmma_pair(&a[0], &a[1], b->n_sms, b->stream);
+    } else {
+        for (int i = 0; i < y->n_qkv && s == OK; i++) {
+            s = cuda_linear_wgmma(&a[i], b->n_sms, b->stream);
+        }
     }
     return s == OK ? rope_append(b, layer) : s;
 }

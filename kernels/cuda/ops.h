@@ -34,9 +34,8 @@ typedef struct norm_args {
     uint16_t *y; /* out [n_rows, ldy] halves, or the order of activation_order.cuh */
     int ldy;
     int columns; /* of that order; 0: rows */
-    float *init; /* out [n_rows, n_init] = init_bias or 0; may be NULL */
+    float *init; /* out [n_rows, n_init] = 0; may be NULL; n_init % 4 == 0 */
     int n_init;
-    const float *init_bias; /* [n_init] or NULL */
     bool pdl;
 } norm_args;
 status cuda_rms_norm(const norm_args *a, cudaStream_t stream);

@@ -313,6 +313,7 @@ status cuda_reserve(backend *base, const backend_limits *want, backend_memory *g
     got->weights_bytes = weights;
     got->workspace_bytes = work + plain;
     b->limits = *want;
+    b->n_blocks_max = (int)c.blocks - PAD;
     b->step_dev = {b->dev.seq_start, b->dev.kv_len,  b->dev.block_start, b->dev.block,
                    b->dev.row_seq,   b->dev.row_pos, b->dev.rope};
     for (int i = 0; i < SLOTS; i++) {
