@@ -256,6 +256,9 @@ jinja_value jinja_from_json(jinja *x, const char *text, size_t len, const char *
     if (too_deep(text, len)) return jinja_fail(x, E_INVAL, "%s: nested too deep", what);
     json_error_t e;
     json_t *j = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
+    if (!j && (e.text[0] == '\0' || json_error_code(&e) == json_error_out_of_memory)) {
+        return jinja_fail(x, E_NOMEM, "%s: out of memory", what);
+    }
     if (!j) return jinja_fail(x, E_INVAL, "%s: %s (line %d)", what, e.text, e.line);
     const jinja_value v = convert(x, j, 0);
     json_decref(j);

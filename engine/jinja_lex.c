@@ -12,7 +12,8 @@ static status lex_error(jinja_lexer *l, const char *what) {
 }
 
 static status out_of_memory(jinja_lexer *l) {
-    return l->st = error_set(l->err, E_TOO_LARGE, "chat template: too large");
+    return l->st = error_set(l->err, jinja_memory_status(l->mem),
+                             "chat template: no memory for the tree");
 }
 
 status jinja_lex_init(jinja_lexer *l, const char *source, size_t len, arena *mem, error *err) {

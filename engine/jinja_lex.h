@@ -42,6 +42,11 @@ typedef struct jinja_lexer {
     status st;
 } jinja_lexer;
 
+/* Why an allocation from mem failed: its budget, or the machine's memory. */
+static inline status jinja_memory_status(const arena *mem) {
+    return mem->budget_bytes - mem->used_bytes < (1u << 20) ? E_TOO_LARGE : E_NOMEM;
+}
+
 /* source is copied into mem. */
 BASE_MUST_USE status jinja_lex_init(jinja_lexer *l, const char *source, size_t len, arena *mem,
                                     error *err);

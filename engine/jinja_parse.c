@@ -60,7 +60,7 @@ const char *jinja_parse_name(jinja_parser *p) {
     if (p->st != OK) return NULL;
     if (p->tok.kind != TOK_NAME) return jinja_parse_fail(p, E_FORMAT, "a name is missing");
     char *name = arena_strndup(p->mem, p->tok.s, p->tok.len);
-    if (!name) return jinja_parse_fail(p, E_TOO_LARGE, "too large");
+    if (!name) return jinja_parse_fail(p, jinja_memory_status(p->mem), "no memory for the tree");
     jinja_parse_next(p);
     return name;
 }
@@ -68,7 +68,7 @@ const char *jinja_parse_name(jinja_parser *p) {
 jinja_node *jinja_parse_node(jinja_parser *p, jinja_node_kind kind) {
     if (p->st != OK) return NULL;
     jinja_node *n = arena_calloc(p->mem, 1, sizeof *n);
-    if (!n) return jinja_parse_fail(p, E_TOO_LARGE, "the template is too large");
+    if (!n) return jinja_parse_fail(p, jinja_memory_status(p->mem), "no memory for the tree");
     n->kind = kind;
     n->line = p->tok.line;
     return n;
@@ -81,7 +81,7 @@ void jinja_parse_push(jinja_parser *p, jinja_kids *k, jinja_node *n, const char 
         jinja_node **v = arena_calloc(p->mem, (size_t)capacity, sizeof *v);
         const char **keys = arena_calloc(p->mem, (size_t)capacity, sizeof *keys);
         if (!v || !keys) {
-            jinja_parse_fail(p, E_TOO_LARGE, "the template is too large");
+            jinja_parse_fail(p, jinja_memory_status(p->mem), "no memory for the tree");
             return;
         }
         if (k->n > 0) {
@@ -135,7 +135,8 @@ static jinja_node *parse_body(jinja_parser *p, const char *const *ends) {
         if (p->tok.kind == TOK_TEXT) {
             jinja_str *s = arena_calloc(p->mem, 1, sizeof *s);
             n = jinja_parse_node(p, NODE_TEXT);
-            if (!s || !n) return jinja_parse_fail(p, E_TOO_LARGE, "the template is too large");
+            if (!s || !n)
+                return jinja_parse_fail(p, jinja_memory_status(p->mem), "no memory for the tree");
             *s = (jinja_str){.s = p->tok.s, .len = p->tok.len};
             n->value = (jinja_value){.kind = JINJA_STRING, .u.s = s};
             jinja_parse_next(p);

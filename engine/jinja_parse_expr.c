@@ -38,7 +38,8 @@ static jinja_node *parse_string(jinja_parser *p) {
     jinja_parse_next(p);
     while (p->st == OK && p->tok.kind == TOK_STRING) {
         char *joined = arena_alloc(p->mem, len + p->tok.len + 1);
-        if (!joined) return jinja_parse_fail(p, E_TOO_LARGE, "too large");
+        if (!joined)
+            return jinja_parse_fail(p, jinja_memory_status(p->mem), "no memory for the tree");
         memcpy(joined, s, len);
         memcpy(joined + len, p->tok.s, p->tok.len);
         s = joined;
@@ -46,7 +47,7 @@ static jinja_node *parse_string(jinja_parser *p) {
         jinja_parse_next(p);
     }
     jinja_str *v = arena_calloc(p->mem, 1, sizeof *v);
-    if (!v) return jinja_parse_fail(p, E_TOO_LARGE, "too large");
+    if (!v) return jinja_parse_fail(p, jinja_memory_status(p->mem), "no memory for the tree");
     *v = (jinja_str){.s = s, .len = len};
     return constant(p, (jinja_value){.kind = JINJA_STRING, .u.s = v});
 }
@@ -401,7 +402,7 @@ static jinja_node *parse_compare(jinja_parser *p) {
     }
     if (n_ops == 0 || p->st != OK) return first;
     n->ops = arena_alloc(p->mem, OPS_MAX);
-    if (!n->ops) return jinja_parse_fail(p, E_TOO_LARGE, "too large");
+    if (!n->ops) return jinja_parse_fail(p, jinja_memory_status(p->mem), "no memory for the tree");
     memcpy(n->ops, ops, (size_t)n_ops);
     return jinja_parse_finish(p, n, &k);
 }
