@@ -32,7 +32,7 @@ jinja_value jinja_strip(jinja *x, const jinja_str *s, int sides, const jinja_str
         to = at;
     }
     return jinja_touch(x, 16 * (from + s->len - to)) ? jinja_substring(x, s, from, to)
-                                              : jinja_undefined(NULL);
+                                                     : jinja_undefined(NULL);
 }
 
 jinja_value jinja_replace(jinja *x, const jinja_str *s, const jinja_str *from, const jinja_str *to,
