@@ -1,10 +1,11 @@
 /* Plain attention: any layout, any even head_dim <= 256, any group; the reference of the
- * tensor-core kernels and the fallback for shapes that they are not built for. out[r,h,:] =
- * softmax(q[r,h,:] K^T * scale) V over keys [max(0, pos + 1 - window), pos] grid (rows, n_heads),
- * 128 threads: each of 4 warps takes every fourth key, lanes share head_dim bytes: every query head
- * reads its keys itself; no target, small models only numerics: float32 throughout; keys in
- * ascending order within a warp, warps merged in order, so a row's bits depend on its own keys
- * alone Source: online softmax (Milakov & Gimelshein 2018). */
+ * tensor-core kernels and the fallback for shapes that they are not built for.
+ *   out[r,h,:] = softmax(q[r,h,:] K^T * scale) V over keys [max(0, pos + 1 - window), pos]
+ *   grid (rows, n_heads), 128 threads: each of 4 warps takes every fourth key, lanes share head_dim
+ *   bytes: every query head reads its keys itself; no target, small models only
+ *   numerics: float32 throughout; keys in ascending order within a warp, warps merged in order, so
+ *   a row's bits depend on its own keys alone
+ * Source: online softmax (Milakov & Gimelshein 2018). */
 #include "kernels/cuda/attention_device.cuh"
 
 #define PLAIN_WARPS 4

@@ -1,5 +1,5 @@
 /* The wgmma prefill kernels: see attention_prefill.cuh. Ping-pong pays for head_dim 64 and 96 and
- * for cut tiles; at 128 the free-running order is as fast or faster (study: -14 to +13 %). */
+ * for cut tiles; at 128 the free-running order is as fast or faster. */
 #include "kernels/cuda/attention_prefill.cuh"
 
 template <int D, bool BF16, bool PP, bool FULL> static prefill_kernel entry() {

@@ -3,14 +3,16 @@
  * deterministic mode.
  *   out[r,h,:] = softmax(q[r,h,:] K^T * scale) V, keys [max(0, pos + 1 - window), pos]
  *   M: 64 packed (token, head in group) rows, 4 warps of 16; keys in tiles of BN, double buffered
- *   grid: one block a tile; shared memory: Q 64 x D, two stages of K and V (I8: two byte stages and
- *   one converted to halves)
- *   flops as in attention_prefill.cuh; bound by mma.sync, about 60 % of wgmma's rate on sm_90
+ *   grid: one block a tile; shared memory: Q 64 x D, two stages of K and V (I8: two byte stages
+ *   and one converted to halves)
+ *   flops as in attention_prefill.cuh. Measured (H200), 8,192 rows of the 8B shape: F16 264
+ *   TFLOP/s, I8 185 (addresses per chunk: 177; K and V scaled one by one: 134)
  *
  * Numerics: float32 scores, state and accumulators, P in 16 bits, key tiles in ascending order at
  * fixed places. The running maximum is kept in base-2 units, so a tile in which a row sees nothing
  * multiplies its state by exactly 1: a row's bits depend on its own query and keys alone, not on
- * the rows around it, on chunking or on block_tokens. Source: FlashAttention-2 (Dao 2023). */
+ * the rows around it, on chunking or on block_tokens.
+ * Source: FlashAttention-2 (Dao 2023). */
 #ifndef INFERD_KERNELS_CUDA_ATTENTION_TILE_CUH
 #define INFERD_KERNELS_CUDA_ATTENTION_TILE_CUH
 

@@ -8,15 +8,15 @@
  * Tensor-core layout (F16, BF16, I8; head_dim 64, 80, 96, 128, 256): the 16-byte chunks of a slab
  * row are stored at chunk ^ swizzle(token), so that one head of one block is one bulk copy,
  * ldmatrix reads the copy without bank conflicts, and wgmma reads it as its own 128/64/32-byte
- * swizzle. 16-bit: slab row 128 bytes (head_dim 64, 128, 256), 64 (96), 32 (80) I8:     slab row
- * 128 bytes (128, 256), 64 (64), 96 (96), 80 (80) Plain layout (F32, or any other even head_dim <=
- * 256): one slab, no swizzle.
+ * swizzle.
+ *   16-bit  slab row 128 bytes (head_dim 64, 128, 256), 64 (96), 32 (80)
+ *   I8      slab row 128 bytes (128, 256), 64 (64), 96 (96), 80 (80)
+ * Plain layout (F32, or any other even head_dim <= 256): one slab, no swizzle.
  *
  * I8: x = scale * q, q in [-127, 127], scale = max|x| / 127 over the head's row; 1 for a zero row.
  * Appended values are finite always: NaN becomes 0, infinities the largest value of the type. A
  * masked key has probability 0, and 0 * NaN would leak; the pool must be zeroed once for the same
- * reason. Source: shared study of paged attention on Hopper; PTX ISA, wgmma shared-memory layouts.
- */
+ * reason. Source: PTX ISA 9.0, wgmma shared-memory layouts. */
 #ifndef INFERD_KERNELS_CUDA_KV_LAYOUT_H
 #define INFERD_KERNELS_CUDA_KV_LAYOUT_H
 

@@ -1,11 +1,13 @@
 /* Head norm, RoPE and append to the paged cache.
  *   q, k heads: x = x * rsqrt(mean(x^2) + eps) * norm (optional), then rotated pairs (u, v):
- *   u' = u cos - v sin, v' = v cos + u sin; pair i is dims (2i, 2i + 1), or (i, i + n_rot / 2)
- * (neox) qkv [n_tokens, (n_heads + 2 n_kv_heads) * head_dim] -> q [n_tokens, n_heads, head_dim],
- * pool one warp a (token, head), 8 warps a block; lanes share the head's pairs. Any shape; those of
- * the tensor-core layouts go to rope_append_wide.cu bytes: read once, written once, 2 bytes a
- * store: 64 rows of the 8B shape 4.3 us (wide: see there) numerics: float32; angles come from
- * step_device.rope (computed in double once a step) Source: Su et al. 2021; GGUF's two pairings. */
+ *   u' = u cos - v sin, v' = v cos + u sin
+ *   pair i is dims (2i, 2i + 1), or (i, i + n_rot / 2) when neox
+ *   qkv [n_tokens, (n_heads + 2 n_kv_heads) * head_dim] -> q [n_tokens, n_heads, head_dim], pool
+ *   one warp a (token, head), 8 warps a block; lanes share the head's pairs. Any shape; those of
+ *   the tensor-core layouts go to rope_append_wide.cu
+ *   bytes: read once, written once, 2 bytes a store: 64 rows of the 8B shape 4.3 us (wide: 3.6)
+ *   numerics: float32; angles come from step_device.rope (computed in double once a step)
+ * Source: Su et al. 2021; GGUF's two pairings. */
 #include "kernels/cuda/attention_device.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/rope_append.h"

@@ -1,12 +1,14 @@
-/* rope_append for the tensor-core layouts, 16 bytes at a time: the same formulas as rope_append.cu.
+/* rope_append for the tensor-core layouts, 16 bytes at a time: the formulas of rope_append.cu.
  *   A head is D / 16 units of two 8-value chunks: u and u + n_rot / 16 while u < n_rot / 16 (they
- * hold both halves of a neox pair), 2 u and 2 u + 1 behind (not rotated). One thread a unit; a
- * head's threads are neighbours in a warp (head_dim 80 and 96 leave some idle), so that its norm
- * and its I8 scale are shuffles. head_dim and n_rot are multiples of 16. grid: rows * heads * units
- * / 128 blocks of 128 threads; everything that the previous kernel does not write (block ids,
- * angles, norm weights) is read before the dependent-launch wait bytes: 8B, float32 in: 37 KB a
- * row; 64 rows 0.5 us, 2,048 rows 17 us at 4.43 TB/s numerics: float32; sum of squares by shuffles
- * in a fixed order. */
+ *   hold both halves of a neox pair), 2 u and 2 u + 1 behind (not rotated). One thread a unit; a
+ *   head's threads are neighbours in a warp (head_dim 80 and 96 leave some idle), so that its norm
+ *   and its I8 scale are shuffles. head_dim and n_rot are multiples of 16
+ *   grid: rows * heads * units / 128 blocks of 128 threads
+ *   what the previous kernel does not write (block ids, angles, norm weights) is read before the
+ *   dependent-launch wait
+ *   bytes: 8B, float32 in: 37 KB a row: 64 rows 0.5 us, 2,048 rows 17 us at 4.43 TB/s
+ *   measured (H200, chained with itself): 1, 64, 256 rows 2.2, 3.6, 6.8 us
+ *   numerics: float32; sum of squares by shuffles in a fixed order */
 #include "kernels/cuda/attention_device.cuh"
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/rope_append.h"
