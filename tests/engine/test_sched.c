@@ -138,6 +138,30 @@ START_TEST(waiting_order_is_priority_deadline_class_arrival) {
 }
 END_TEST
 
+/* Among equals the smaller turn goes first, whenever it came. */
+START_TEST(turns_go_before_arrival) {
+    bench b;
+    bench_open(&b, 1, 64);
+    client *c[4];
+    static const uint64_t turn[] = {0, 30, 10, 20}; /* the first is let in before all others */
+    for (int i = 0; i < 4; i++) {
+        c[i] = &b.s.client[b.s.n_arrived++];
+        seq_group *g;
+        client_init(c[i], 4, 3, (unsigned)i);
+        c[i]->request.turn = turn[i];
+        ck_assert_int_eq(seq_group_open(&c[i]->request, &b.s.limits, &g), OK);
+        c[i]->request.priv.sequences = g;
+        sched_add(&b.s.sched, g);
+    }
+    static const int want[] = {0, 2, 3, 1};
+    for (int k = 0; k < 4; k++) {
+        while (!c[want[k]]->ended) bench_step(&b);
+        for (int m = k + 1; m < 4; m++) ck_assert(!c[want[m]]->started);
+    }
+    sim_close(&b.s);
+}
+END_TEST
+
 /* Decodes run in every step; beside them a chunk takes about its slice; alone it may take more. */
 START_TEST(prefill_beside_decode_is_sized_by_time) {
     bench b;
@@ -235,6 +259,7 @@ int main(void) {
     tcase_add_loop_test(tc, invariants_hold_and_runs_repeat, 0, 300);
     tcase_add_test(tc, the_simulation_reaches_every_state);
     tcase_add_test(tc, waiting_order_is_priority_deadline_class_arrival);
+    tcase_add_test(tc, turns_go_before_arrival);
     tcase_add_test(tc, prefill_beside_decode_is_sized_by_time);
     tcase_add_test(tc, a_short_prompt_does_not_wait_for_a_long_one);
     tcase_add_test(tc, who_yields);
