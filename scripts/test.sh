@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 need_packages $BUILD_PACKAGES $TEST_PACKAGES
 fetch_model
 export INFERD_MODEL="$CACHE/$MODEL_FILE"
+find_goldens
 
 step "house rules"
 python3 tests/tidy.py .
