@@ -5,6 +5,9 @@
 #define INFERD_SERVER_TLS_H
 
 #include <grpc/grpc_security.h>
+#if defined(__has_include) && __has_include(<grpc/credentials.h>)
+#include <grpc/credentials.h> /* its own header in a current core */
+#endif
 #include <stdbool.h>
 
 #include "base/status.h"
