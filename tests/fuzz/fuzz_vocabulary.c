@@ -4,9 +4,10 @@
 #include "fuzz.h"
 
 static void use(const tokenizer *t) {
-    static const text_part parts[] = {
-        {"The <s>the</s> 12345 don't  \n\n", 31, false},
-        {"<s> d\xC3\xA9j\xC3\xA0 \xF0\x9F\xA6\x99 \xE4\xBD\xA0 <0x41> ", 31, true}};
+    static const char plain[] = "The <s>the</s> 12345 don't  \n\n";
+    static const char literal[] = "<s> d\xC3\xA9j\xC3\xA0 \xF0\x9F\xA6\x99 \xE4\xBD\xA0 <0x41> ";
+    static const text_part parts[] = {{plain, sizeof plain - 1, false},
+                                      {literal, sizeof literal - 1, true}};
     token_list ids = {.with_offsets = true};
     text_buffer out = {0};
     detokenizer d;

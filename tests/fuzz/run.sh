@@ -18,7 +18,7 @@ for t in "${targets[@]}"; do
     # -rss_limit_mb: a bounded input may not cost much; -timeout: nor take long (the sanitizers cost a factor of about 20).
     if "$build/$t" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=16384 -print_final_stats=1 \
         -artifact_prefix="$work/$t/found/" "${seeds[@]}" >"$work/$t/log" 2>&1; then
-        echo "ok   $t: $(grep -o 'stat::number_of_executed_units: *[0-9]*' "$work/$t/log" | grep -o '[0-9]*$') inputs, $(tail -40 "$work/$t/log" | grep -o 'cov: [0-9]*' | tail -1)"
+        echo "ok   $t: $(grep -o 'stat::number_of_executed_units: *[0-9]*' "$work/$t/log" | grep -o '[0-9]*$') inputs, $(grep -o 'cov: [0-9]*' "$work/$t/log" | tail -1)"
     else
         echo "FAIL $t: see $work/$t/log"; tail -25 "$work/$t/log"; failed=1
     fi
