@@ -123,6 +123,8 @@ typedef struct cuda_backend {
     float *x, *qkv, *logits;
     uint16_t *x_half, *xn, *att, *xn_att, *act, *w16, *head_x;
     void *q, *gate_up, *attn_work, *sampler_work;
+    float *wgmma_partial;
+    unsigned *wgmma_flags;
     int32_t *previous;    /* ids drawn by the last step */
     sampled *sampled_dev; /* its details */
     int logits_stride, ld_act, ld_embd, ld_att;

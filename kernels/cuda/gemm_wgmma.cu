@@ -14,7 +14,8 @@ table *const TABLES[WF_COUNT] = {wgmma_q4k, wgmma_q5k, wgmma_q6k, wgmma_q80, wgm
 struct plan {
     const wgmma_variant *v;
     int grid;
-    bool splits;
+    bool splits; /* row blocks shared, summed in y */
+    bool shares; /* row blocks shared by two neighbours, summed by the first */
 };
 
 const wgmma_variant *variants_of(const cuda_matrix *m) {
@@ -29,20 +30,26 @@ int row_blocks(const cuda_matrix *m, const wgmma_variant *v) {
 }
 
 /* Whole row blocks (no sharing) when they fill the device about evenly; else equal runs of units,
- * on as few blocks as finish in the same number of units. */
+ * on as few blocks as finish in the same number of units. Outputs through SwiGLU can share a row
+ * block between two neighbours only, so their runs must be a row block long at least. */
 void choose_grid(const cuda_matrix *m, linear_output output, int n_sms, plan *p) {
     const int blocks = row_blocks(m, p->v), stages = m->n_units / p->v->stage_units;
     const int waves = (blocks + n_sms - 1) / n_sms;
     const long long units = (long long)blocks * stages;
-    const bool even = (double)waves * stages <= 1.2 * (double)units / n_sms;
-    if (output == LINEAR_GLU || (even && output == LINEAR_STORE)) {
-        p->grid = (blocks + waves - 1) / waves;
-        p->splits = false;
+    const double ideal = (double)units / n_sms;
+    const int share = (int)((units + n_sms - 1) / n_sms);
+    const int grid = (int)((units + share - 1) / share);
+    p->splits = p->shares = false;
+    p->grid = (blocks + waves - 1) / waves;
+    if (output == LINEAR_GLU) {
+        if ((double)waves * stages <= 1.05 * ideal || units / grid < stages) return;
+        p->shares = true;
+        p->grid = grid;
         return;
     }
-    const int share = (int)((units + n_sms - 1) / n_sms);
-    p->grid = (int)((units + share - 1) / share);
+    if (output == LINEAR_STORE && (double)waves * stages <= 1.2 * ideal) return;
     p->splits = true;
+    p->grid = grid;
 }
 
 bool make_plan(const cuda_matrix *m, linear_output output, int columns, int n_sms, plan *p) {
@@ -106,6 +113,10 @@ extern "C" bool wgmma_splits(const cuda_matrix *m, linear_output output, int n_r
     return make_plan(m, output, wgmma_columns(n_rows), n_sms, &p) && p.splits;
 }
 
+extern "C" size_t wgmma_partial_bytes(int n_sms) {
+    return (size_t)n_sms * 128 * 128 * sizeof(float); /* the largest row block times columns */
+}
+
 extern "C" status cuda_linear_wgmma(const wgmma_args *a, int n_sms, cudaStream_t stream) {
     plan p;
     if (a->n_rows < 1 || a->columns != wgmma_columns(a->n_rows) || !wgmma_fits(&a->m) ||
@@ -113,7 +124,8 @@ extern "C" status cuda_linear_wgmma(const wgmma_args *a, int n_sms, cudaStream_t
         return E_INVAL;
     }
     wgmma_args args = *a;
-    args.whole = !p.splits;
+    args.whole = !p.splits && !p.shares;
+    if (p.shares && (a->partial == nullptr || a->flags == nullptr)) return E_INVAL;
     void *params[] = {&args};
     return launch(p.v->fn, p.grid, p.v->smem_bytes, a->pdl, params, stream);
 }

@@ -21,7 +21,7 @@
 template <int F, int NB, int MB, int SU, int WS, int XS> struct wgmma_block {
     static constexpr int STAGE = wf_traits<F>::BYTES * SU / wf_traits<F>::UNITS;
     static constexpr int PITCH = STAGE % 128 != 0 ? STAGE / 128 * 128 + 256 : STAGE;
-    static constexpr int TILES = 8 * MB, ROWS = 16 * TILES, X_BYTES = NB * 128,
+    static constexpr int COLUMNS = NB, TILES = 8 * MB, ROWS = 16 * TILES, X_BYTES = NB * 128,
                          SUM_PITCH = ROWS + 4;
     static constexpr int WARPS = 8, THREADS = WARPS * 32 + 64;
     static constexpr int SMEM =
@@ -99,7 +99,7 @@ template <class B> struct wgmma_shared {
     const uint8_t *w_ptr; /* the weight ring again, for ordinary loads */
     float *sums;
     uint32_t w_full, w_empty, x_full, x_empty;
-    int u0, u1, n_stages; /* units [u0, u1); stages of a row block */
+    int u0, u1, n_stages, block; /* units [u0, u1); stages of a row block; this block's number */
 };
 
 /* Weight copies, one lane a 16-row tile; they start before the kernel before has ended. */
@@ -148,35 +148,93 @@ __device__ __forceinline__ void copy_activations(const wgmma_args &p, const wgmm
     }
 }
 
-/* The sums of one row block in s.sums [column][row]: to y by reductions, or through SwiGLU. */
+/* A row block shared by two neighbours, for LINEAR_GLU: block b + 1 begins with its last inputs,
+ * leaves their sums in the workspace and says so; block b, which ends with its first inputs, adds
+ * them. All blocks are resident, and nobody waits before it has told. */
 template <class B>
-__device__ __forceinline__ void write_sums(const wgmma_args &p, const wgmma_shared<B> &s, int rb) {
-    consumers_meet(); /* s.sums is complete */
-    if (p.output == LINEAR_GLU) {
-        for (int o = (int)threadIdx.x; o < p.n_rows * (B::ROWS / 8); o += B::WARPS * 32) {
-            const int n = o / (B::ROWS / 8),
-                      q = o % (B::ROWS / 8) * 4; /* four of ROWS / 2 outputs */
-            const float *g = s.sums + n * B::SUM_PITCH + q / 16 * 32 + q % 16;
-            const int k = rb * (B::ROWS / 2) + q;
-            if (k >= p.m.n_out / 2) continue;
-            float h[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                h[i] = saturate_half(g[i] / (1.0f + __expf(-g[i])) * g[i + 16] * ACT_HALF_SCALE);
-            }
-            activation_store(p.half_out, p.columns, n, k, ptx::pack_f16(h[0], h[1]),
-                             ptx::pack_f16(h[2], h[3]));
-        }
-    } else {
-        for (int o = (int)threadIdx.x; o < p.n_rows * (B::ROWS / 4); o += B::WARPS * 32) {
-            const int n = o / (B::ROWS / 4), q = o % (B::ROWS / 4) * 4, r = rb * B::ROWS + q;
-            if (r >= p.m.n_out) continue;
-            const float4 v = *(const float4 *)(s.sums + n * B::SUM_PITCH + q);
-            asm volatile("red.global.add.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(
-                             p.y + (size_t)n * (size_t)p.ldy + r),
-                         "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+__device__ __forceinline__ void leave_sums(const wgmma_args &p, const wgmma_shared<B> &s,
+                                           int block) {
+    float4 *to = (float4 *)(p.partial + (size_t)block * (size_t)(B::COLUMNS * B::ROWS));
+    for (int o = (int)threadIdx.x; o < p.n_rows * (B::ROWS / 4); o += B::WARPS * 32) {
+        to[o] =
+            *(const float4 *)(s.sums + o / (B::ROWS / 4) * B::SUM_PITCH + o % (B::ROWS / 4) * 4);
+    }
+    __threadfence();
+    consumers_meet(); /* every thread's part is written */
+    if (threadIdx.x == 0) {
+        asm volatile("st.release.gpu.global.u32 [%0],%1;" ::"l"(p.flags + block), "r"(1)
+                     : "memory");
+    }
+}
+
+template <class B>
+__device__ __forceinline__ void take_sums(const wgmma_args &p, const wgmma_shared<B> &s,
+                                          int block) {
+    if (threadIdx.x == 0) {
+        unsigned told = 0;
+        while (told == 0) {
+            asm volatile("ld.acquire.gpu.global.u32 %0,[%1];"
+                         : "=r"(told)
+                         : "l"(p.flags + block)
                          : "memory");
         }
+        p.flags[block] = 0; /* for the next launch */
+    }
+    consumers_meet(); /* the neighbour's sums are there */
+    const float4 *from =
+        (const float4 *)(p.partial + (size_t)block * (size_t)(B::COLUMNS * B::ROWS));
+    for (int o = (int)threadIdx.x; o < p.n_rows * (B::ROWS / 4); o += B::WARPS * 32) {
+        float4 *to = (float4 *)(s.sums + o / (B::ROWS / 4) * B::SUM_PITCH + o % (B::ROWS / 4) * 4);
+        const float4 v = __ldcg(from + o), w = *to;
+        *to = make_float4(w.x + v.x, w.y + v.y, w.z + v.z, w.w + v.w);
+    }
+    consumers_meet(); /* sums are complete */
+}
+
+/* SwiGLU of the row block's sums: gate and up rows lie in turns of 16. */
+template <class B>
+__device__ __forceinline__ void write_glu(const wgmma_args &p, const wgmma_shared<B> &s, int rb) {
+    for (int o = (int)threadIdx.x; o < p.n_rows * (B::ROWS / 8); o += B::WARPS * 32) {
+        const int n = o / (B::ROWS / 8), q = o % (B::ROWS / 8) * 4, k = rb * (B::ROWS / 2) + q;
+        if (k >= p.m.n_out / 2) continue;
+        const float *g = s.sums + n * B::SUM_PITCH + q / 16 * 32 + q % 16;
+        float h[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            h[i] = saturate_half(g[i] / (1.0f + __expf(-g[i])) * g[i + 16] * ACT_HALF_SCALE);
+        }
+        activation_store(p.half_out, p.columns, n, k, ptx::pack_f16(h[0], h[1]),
+                         ptx::pack_f16(h[2], h[3]));
+    }
+}
+
+/* y += the row block's sums, by reductions. */
+template <class B>
+__device__ __forceinline__ void add_sums(const wgmma_args &p, const wgmma_shared<B> &s, int rb) {
+    for (int o = (int)threadIdx.x; o < p.n_rows * (B::ROWS / 4); o += B::WARPS * 32) {
+        const int n = o / (B::ROWS / 4), q = o % (B::ROWS / 4) * 4, r = rb * B::ROWS + q;
+        if (r >= p.m.n_out) continue;
+        const float4 v = *(const float4 *)(s.sums + n * B::SUM_PITCH + q);
+        asm volatile(
+            "red.global.add.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(p.y + (size_t)n * (size_t)p.ldy + r),
+            "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+            : "memory");
+    }
+}
+
+/* What becomes of the sums in s.sums [column][row]; first, last: they hold the row block's first
+ * and last inputs. */
+template <class B>
+__device__ __forceinline__ void write_sums(const wgmma_args &p, const wgmma_shared<B> &s, int rb,
+                                           int block, bool first, bool last) {
+    consumers_meet(); /* s.sums is complete */
+    if (p.output != LINEAR_GLU) {
+        add_sums<B>(p, s, rb);
+    } else if (!first) {
+        leave_sums<B>(p, s, block);
+    } else {
+        if (!last) take_sums<B>(p, s, block + 1);
+        write_glu<B>(p, s, rb);
     }
     consumers_meet(); /* s.sums may be written again */
 }
@@ -292,7 +350,7 @@ template <class B, int F, int NB, int MB, int SU, int WS, int XS> struct wgmma_c
             if (lane == 0) ptx::mbar_arrive(s.x_empty + last_slot * 8);
             const bool direct = n == s.n_stages && p.output == LINEAR_STORE;
             emit(rb, k0 == 0, direct);
-            if (!direct) write_sums<B>(p, s, rb);
+            if (!direct) write_sums<B>(p, s, rb, s.block, k0 == 0, k0 + n == s.n_stages);
         }
     }
 };
@@ -316,6 +374,7 @@ __device__ __forceinline__ void wgmma_work(const wgmma_args &p, uint8_t *raw, in
     s.x_full = s.w_empty + WS * 8;
     s.x_empty = s.x_full + XS * 8;
     s.n_stages = p.m.n_units / SU;
+    s.block = block;
     const int row_blocks = (p.m.n_tiles + B::TILES - 1) / B::TILES;
     const long long part = p.whole ? row_blocks : (long long)row_blocks * s.n_stages;
     const int a_part = p.whole ? s.n_stages : 1;

@@ -20,6 +20,8 @@ typedef struct wgmma_args {
     int ldy;
     const float *bias;
     uint16_t *half_out;
+    float *partial;  /* LINEAR_GLU: wgmma_partial_bytes() of workspace */
+    unsigned *flags; /* and a flag a multiprocessor, zero at rest */
     bool pdl;
     bool whole; /* filled by the launcher: blocks take whole row blocks */
 } wgmma_args;
@@ -32,6 +34,7 @@ bool wgmma_fits(const cuda_matrix *m);
  * Never for LINEAR_GLU. */
 bool wgmma_splits(const cuda_matrix *m, linear_output output, int n_rows, int n_sms);
 status cuda_linear_wgmma(const wgmma_args *a, int n_sms, cudaStream_t stream);
+size_t wgmma_partial_bytes(int n_sms);
 /* Two matrices over the same activations in one launch, LINEAR_STORE into y that starts as zeros.
  */
 bool wgmma_pair_fits(const cuda_matrix *first, const cuda_matrix *second, int n_rows);

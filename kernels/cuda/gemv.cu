@@ -29,7 +29,7 @@ struct shape {
 
 size_t smem_of(int pitch, int n_warps, int n_slots, int n_rows, int tiles) {
     return (size_t)(n_warps * n_slots) * (size_t)pitch + (size_t)(4 * n_warps * n_rows * 20) * 4 +
-           (size_t)(n_warps * n_slots) * 8 + (size_t)n_warps * 32 + (size_t)tiles * 64;
+           (size_t)(n_warps * n_slots) * 8 + (size_t)n_warps * 32 + 32 + (size_t)tiles * 64;
 }
 
 /* Tiles reduced together: all of a block where that leaves a thread one output at most; else two by

@@ -42,7 +42,7 @@ __host__ __device__ inline size_t gemv_smem(int pitch, int n_warps, int n_slots,
                                             int tiles) {
     return (size_t)(n_warps * n_slots) * (size_t)pitch +
            (size_t)(GEMV_SUM_TILES * n_warps * n_rows * GEMV_SUM_STRIDE) * 4 +
-           (size_t)(n_warps * n_slots) * 8 + (size_t)n_warps * 32 + (size_t)tiles * 64;
+           (size_t)(n_warps * n_slots) * 8 + (size_t)n_warps * 32 + 32 + (size_t)tiles * 64;
 }
 
 #if PTX_SM90
@@ -130,6 +130,7 @@ __device__ __forceinline__ void gemv_rope_output(const gemv_rope &r, const gemv_
 template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     using slot_t = gemv_slot<F, UW>;
     static constexpr bool NORM = EP != GEMV_RESIDUAL;
+    static constexpr bool TURNS = EP == GEMV_GLU || EP == GEMV_STORE;
     static constexpr int PAIR = EP == GEMV_GLU ? 2 : 1, CST = GEMV_SUM_STRIDE;
     static constexpr int NACC = MULTI ? GEMV_TILES_MULTI : 1;
     static constexpr bool MOVES = slot_t::PITCH > slot_t::BYTES; /* a copy keeps its line offset */
@@ -137,9 +138,10 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     const gemv_args &p;
     int warp, lane, t0, n_tiles, my_passes, n_steps, fill_tile, fill_pass, slot, step;
     int row, column, sub; /* this thread's output: row of tile i0 + sub, column */
+    int turn;             /* the warp that the outputs of this group begin with */
     size_t tile_bytes;
     const uint8_t *src, *ring;
-    float *sums, *squares, *scales;
+    float *sums, *squares, *inverses, *scales;
     uint32_t bar, ring_at, phase;
     uint64_t policy;
     float inverse, residual; /* 1 / rms of the column; of the first reduction */
@@ -156,7 +158,8 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
         sums = (float *)(smem + (size_t)slots * slot_t::PITCH);
         uint64_t *bars = (uint64_t *)(sums + GEMV_SUM_TILES * p.n_warps * p.n_rows * CST);
         squares = (float *)(bars + slots);
-        scales = squares + p.n_warps * 8;
+        inverses = squares + p.n_warps * 8;
+        scales = inverses + 8;
         bar = ptx::smem(bars + warp * p.n_slots);
         ring_at = ptx::smem(ring);
         const int groups = p.m.n_tiles / PAIR;
@@ -171,6 +174,7 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
         phase = 0;
         inverse = 1;
         residual = 0;
+        turn = 0;
         row = tid & 15;
         column = (tid >> 4) % p.n_rows;
         sub = (tid >> 4) / p.n_rows;
@@ -292,6 +296,14 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
             __half_as_ushort(__float2half_rn(saturate_half(v)));
     }
 
+    /* The next group's outputs fall to the next warps: always the same ones would fall behind. */
+    __device__ __forceinline__ void take_turns() {
+        turn = turn + 1 == p.n_warps ? 0 : turn + 1;
+        const int w = warp - turn + (warp < turn ? p.n_warps : 0), q = 2 * w + (lane >> 4);
+        sub = q * (256 / p.n_rows + 1) >> 8; /* q / n_rows for q < 32, n_rows <= 8 */
+        column = q - sub * p.n_rows;
+    }
+
     /* Outputs of tiles i0 .. i0 + count: at most one a thread. */
     __device__ __forceinline__ void reduce(int i0, int count) {
         __syncthreads(); /* sums of these tiles are complete; those of the group before are read */
@@ -303,6 +315,9 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
             }
             constexpr float XS = RESIDUAL_HALF_SCALE;
             inverse = rsqrtf(s / (XS * XS * (float)p.m.n_in) + p.eps) / XS;
+            if (row == 0 && sub == 0) inverses[column] = inverse; /* read behind the next barrier */
+        } else if (TURNS) {
+            inverse = inverses[column];
         }
         if constexpr (EP == GEMV_GLU) {
             const int n = (t0 + i0) / 2 * 16 + row;
@@ -339,6 +354,7 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
             if (i + 1 == i0 + p.group || i == n_tiles - 1) {
                 reduce(i0, i + 1 - i0);
                 i0 = i + 1;
+                if constexpr (TURNS) take_turns();
             }
         }
     }

@@ -119,6 +119,8 @@ status wgmma_linear(cuda_backend *b, const cuda_matrix *m, linear_output output,
     a.ldy = ldy;
     a.bias = bias;
     a.half_out = half_out;
+    a.partial = b->wgmma_partial;
+    a.flags = b->wgmma_flags;
     return cuda_linear_wgmma(&a, b->n_sms, b->stream);
 }
 

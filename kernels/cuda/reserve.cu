@@ -66,6 +66,8 @@ void walk_device(region *r, cuda_backend *b, const capacities &c) {
     r->give(&b->previous, c.samples);
     r->give(&b->sampled_dev, c.samples);
     r->give(&b->w16, b->lt != nullptr ? b->w16_halves : 0);
+    r->give_bytes((void **)&b->wgmma_partial, wgmma_partial_bytes(b->n_sms));
+    r->give(&b->wgmma_flags, (size_t)b->n_sms + 1);
     r->give_bytes(&b->attn_work, attention_workspace_bytes(&b->attn));
     r->give_bytes(&b->sampler_work, sampler_workspace_bytes(&b->sampler_state));
 }

@@ -1,21 +1,27 @@
-/* The step's upload and the ids' way back: copies pieces of pinned host memory to their places on
- * the device. grid 16 blocks x 256 threads; each piece is cut into 16-byte words dealt out over the
- * grid bytes: 2-100 KB over PCIe in one launch (about 3 us); a cudaMemcpyAsync a piece would be 1.5
- * us each in the stream. */
+/* The step's upload and the ids' way back.
+ *   fetch    copies pieces of pinned host memory to their places on the device; grid 64 blocks x
+ * 256 threads, the pieces' 16-byte words dealt out over them publish  ids into pinned host memory;
+ * one block bytes: 2-100 KB over PCIe in one launch, about 3 us; a cudaMemcpyAsync a piece would
+ * be 1.5 us each in the stream. */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/ops.h"
 
 namespace {
 
-enum { FETCH_BLOCKS = 16, FETCH_THREADS = 256 };
+enum { FETCH_BLOCKS = 64, FETCH_THREADS = 256 };
 
+/* Words are numbered through all pieces, so that one round over PCIe brings everything: piece by
+ * piece each would wait for its own. */
 __global__ __launch_bounds__(FETCH_THREADS) void step_fetch_kernel(const fetch_args a) {
-    const uint32_t first = blockIdx.x * FETCH_THREADS + threadIdx.x;
+    uint32_t i = blockIdx.x * FETCH_THREADS + threadIdx.x, first = 0;
     for (int p = 0; p < a.n_pieces; p++) {
         const uint32_t words = (a.piece[p].bytes + 15) / 16;
-        for (uint32_t i = first; i < words; i += FETCH_BLOCKS * FETCH_THREADS) {
-            ((uint4 *)a.piece[p].to)[i] = __ldcv((const uint4 *)a.piece[p].from + i);
+        while (i - first < words) {
+            ((uint4 *)a.piece[p].to)[i - first] =
+                __ldcv((const uint4 *)a.piece[p].from + (i - first));
+            i += FETCH_BLOCKS * FETCH_THREADS;
         }
+        first += words;
     }
 }
 

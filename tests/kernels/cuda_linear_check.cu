@@ -349,6 +349,13 @@ static void check_wgmma(rng *r, dtype type, int n_out, int n_in, int n_rows) {
     a.m = glu.m;
     a.output = LINEAR_GLU;
     a.half_out = dh.p;
+    device_array<float> partial(wgmma_partial_bytes(n_sms) / sizeof(float));
+    device_array<unsigned> flags((size_t)n_sms + 1);
+    flags.fill(0);
+    dh.fill(0);
+    CUDA_OK(cudaDeviceSynchronize());
+    a.partial = partial.p;
+    a.flags = flags.p;
     if (cuda_linear_wgmma(&a, n_sms, stream) != OK) printf("wgmma refused\n"), exit(2);
     CUDA_OK(cudaStreamSynchronize(stream));
     const std::vector<float> up = product(u, x, n_rows), h = halves_to_floats(dh.get(), 8.0f);
@@ -389,6 +396,9 @@ int main(int argc, char **argv) {
         for (int rows : {9, 17, 32, 33, 64, 65, 128}) check_wgmma(&r, t, 384, 1024, rows);
         if (block <= 32) check_wgmma(&r, t, 256, 896, 48);
         check_wgmma(&r, t, 4608, 512, 20);
+        if (t == DTYPE_Q4_K || t == DTYPE_Q6_K || t == DTYPE_Q8_0) {
+            for (int rows : {16, 30, 64, 100}) check_wgmma(&r, t, 12800, 768, rows); /* shared */
+        }
     }
     printf("linear layers: %d cases, %d wrong\n", n_cases, n_wrong);
     return n_wrong != 0;
