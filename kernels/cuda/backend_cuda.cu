@@ -116,6 +116,7 @@ status begin_step(backend *base, const step *s) {
     if (!b->reserved || b->step != nullptr || b->n_in_flight >= SLOTS - 1) return E_STATE;
     status st = check_step(b, s);
     if (st != OK) return st;
+    cuda_enter(b);
     b->now = &b->slot[(b->first + b->n_in_flight) % SLOTS];
     const int bucket = cuda_graph_bucket(b, s);
     b->n_rows = bucket > 0 ? bucket : s->n_tokens;
@@ -195,6 +196,7 @@ status wait_step(backend *base, sampled *out) {
     if (b->fault) return E_DEVICE;
     if (b->n_in_flight == 0) return E_STATE;
     step_slot *t = &b->slot[b->first];
+    cuda_enter(b);
     if (cudaEventSynchronize(t->done) != cudaSuccess) return cuda_keep(b, E_DEVICE);
     b->first = (b->first + 1) % SLOTS;
     b->n_in_flight--;
@@ -216,6 +218,7 @@ status read_logits(backend *base, float *out, size_t out_floats) {
     if (b->fault) return E_DEVICE;
     const size_t v = (size_t)b->shape.n_vocab, n = (size_t)b->last_samples;
     if (out_floats < n * v) return E_INVAL;
+    cuda_enter(b);
     if (cudaStreamSynchronize(b->stream) != cudaSuccess ||
         cudaMemcpy2D(out, v * 4, b->logits, (size_t)b->logits_stride * 4, v * 4, n,
                      cudaMemcpyDeviceToHost) != cudaSuccess) {
@@ -261,6 +264,7 @@ const char *device_name(const backend *base) {
 void close_backend(backend *base) {
     if (base == nullptr) return;
     cuda_backend *b = cuda_of(base);
+    cuda_enter(b);
     (void)cudaStreamSynchronize(b->stream);
     cuda_graphs_destroy(b);
     lt_close(b->lt);

@@ -163,6 +163,11 @@ static inline status cuda_keep(cuda_backend *b, status s) {
     return b->fault ? E_DEVICE : s;
 }
 
+/* The current device is a thread's: the calling thread may be another than open's. */
+static inline void cuda_enter(const cuda_backend *b) {
+    (void)cudaSetDevice(b->device);
+}
+
 /* Device memory until close(): 256-byte aligned, from slabs. E_NOMEM. */
 status cuda_take(cuda_backend *b, size_t bytes, void **out);
 void cuda_release_all(cuda_backend *b);

@@ -395,6 +395,7 @@ status cuda_load(backend *base, const model_desc *m, backend_progress *progress,
     l.progress_ctx = ctx;
     l.total = weight_total(m);
     if (b->layers != nullptr) return error_set(err, E_STATE, "cuda: a model is loaded already");
+    cuda_enter(b);
     status s = check_shape(&l);
     if (s != OK) return s;
     keep_shape(b, m);

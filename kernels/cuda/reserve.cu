@@ -282,6 +282,7 @@ status take_workspace(cuda_backend *b, const capacities &c, size_t *bytes, error
 status cuda_reserve(backend *base, const backend_limits *want, backend_memory *got, error *err) {
     cuda_backend *b = cuda_of(base);
     if (b->layers == nullptr || b->reserved) return error_set(err, E_STATE, "cuda: reserve");
+    cuda_enter(b);
     const dtype kv_type = want->kv_type < 0 ? DTYPE_F16 : (dtype)want->kv_type;
     status s =
         attention_init(&b->attn, &b->desc, kv_type, want->kv_block_tokens, want->n_tokens_max + PAD,
