@@ -8,7 +8,7 @@ import pytest
 
 from harness import BRIEF, Server, generate, ids_request, pb, run_all
 
-N = 12 if BRIEF else 64
+N = 8 if BRIEF else 64
 
 
 def requests():

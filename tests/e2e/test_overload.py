@@ -16,7 +16,7 @@ def full_server(**more):
 
 
 def fill(server, n=2):
-    """The queue is full of requests that wait; returns their calls."""
+    """The queue is full of requests that wait; returns their calls (a call that nobody holds is cancelled)."""
     calls = []
     for i in range(n):
         calls.append(server.stub.Generate(ids_request(LONG, 4)))
@@ -27,7 +27,7 @@ def fill(server, n=2):
 def test_queue_full_is_refused_at_once():
     with full_server() as s:
         with background(s, ids_request(LONG, 6000)):
-            fill(s)
+            held = fill(s)  # noqa: F841
             times = []
             for _ in range(30):
                 call = s.stub.Generate(ids_request(LONG, 4))
@@ -57,8 +57,8 @@ def test_a_stock_client_with_a_retry_policy_succeeds():
         "maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 2,
         "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"]}}]}
     with full_server() as s:
-        with background(s, ids_request(LONG, 200)):
-            fill(s)
+        with background(s, ids_request(LONG, 400 if BRIEF else 200)):
+            held = fill(s)  # noqa: F841
             channel = s.new_channel([("grpc.service_config", json.dumps(policy)), ("grpc.enable_retries", 1)])
             a = Answer(rpc.InferenceStub(channel).Generate(ids_request(LONG, 4), timeout=60 * SLOW))
             assert len(a.tokens) == 4 and s.status().requests_rejected >= 1, "it was meant to be refused first"
@@ -68,8 +68,8 @@ def test_a_stock_client_with_a_retry_policy_succeeds():
 
 def test_inferctl_retries_too():
     with full_server() as s:
-        with background(s, ids_request(LONG, 200)):
-            fill(s)
+        with background(s, ids_request(LONG, 400 if BRIEF else 200)):
+            held = fill(s)  # noqa: F841
             plain = harness.inferctl(s, "generate", "--max-tokens", "2", "x")
             assert plain.returncode == 1 and b"RESOURCE_EXHAUSTED" in plain.stderr and b"try again in" in plain.stderr
             assert harness.inferctl(s, "--retries", "4", "generate", "--max-tokens", "2", "x").returncode == 0
