@@ -1,9 +1,11 @@
 /* Log-probability and rank of each row's token, and the row's most likely tokens, from raw logits.
  *   logprob = x - (top + log sum exp(x_i - top)); rank = 1 + number of logits strictly greater
  *   a cluster of 1-8 blocks a row, 512 threads each; groups whose maximum is not above x are
- * skipped most likely n_top <= 20: the k-th group maximum bounds them, as in pick; equal logits by
- * the thousand: radix select bytes: 1/32 of the logits plus what lies above the token; latency
- * bound, 10-15 us numerics: the scan's float32 slice sums, added in double in a fixed order */
+ *   skipped
+ *   most likely n_top <= 20: the k-th group maximum bounds them, as in pick; equal logits by the
+ *   thousand: radix select
+ *   bytes: 1/32 of the logits plus what lies above the token; latency bound, 15 us at one row
+ *   numerics: the scan's float32 slice sums, added in double in a fixed order */
 #include "kernels/cuda/sample_cluster.cuh"
 
 namespace {
@@ -75,8 +77,9 @@ __device__ int most_likely(const row_cluster<CL> &cl, const row_view &v, int k, 
     if (threadIdx.x == 0) s.n_list = 0;
     int n = 0;
     if (cl.rank == 0) {
-        const float low = kth_bound(s.block, v, s.lo, k, true, top);
-        gather(v, low, true, s.list, &s.n_list);
+        const group_share g(v, true);
+        const float low = kth_bound(s.block, v, g, s.lo, k, true, top);
+        gather(v, g, low, true, s.list, &s.n_list);
         n = s.n_list;
     }
     n = (int)cl.broadcast((u64)n);

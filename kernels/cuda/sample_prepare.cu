@@ -1,9 +1,10 @@
 /* Bias and penalties: the row's entries become a list of (raw, adjusted) values, and their places
- * in the logits are marked. y = x + bias; seen: y = y > 0 ? y / rep : y * rep; y -= frequency *
- * n_output; n_output > 0: y -= presence. Never-sampled tokens: y = -infinity one block a row, one
- * thread an entry; a seen token that has a bias too finds the bias's entry by the index in its mark
- * and leaves its own entry empty bytes: 16 an entry and scattered 4-byte accesses: about 2 us up to
- * 1,000 entries a row */
+ * in the logits are marked.
+ *   y = x + bias; seen: y = y > 0 ? y / rep : y * rep; y -= frequency * n_output;
+ *   n_output > 0: y -= presence. Never-sampled tokens: y = -infinity
+ *   one block a row, one thread an entry; a seen token that has a bias too finds the bias's entry
+ *   by the index in its mark and leaves its own entry empty
+ *   bytes: 16 an entry and scattered 4-byte accesses; not timed on its own */
 #include "kernels/cuda/sample_device.cuh"
 
 #define PREPARE_THREADS 256
