@@ -24,7 +24,7 @@ struct rpc;
 
 struct server {
     server_options options;
-    char address[300];
+    char address[300], health_address[300]; /* the bound ones; the second may be empty */
     metrics metrics;
     int64_t start_ns;
     served_model model;

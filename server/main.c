@@ -143,7 +143,8 @@ static int run(const config *c, const sigset_t *signals) {
     if (!wait_loaded(l, signals, &code)) goto done; /* refused: it has said why */
     if (watchdog_open(s, c->watchdog.not_ready_s, c->watchdog.exit_s, &w, &err) != OK) goto fail;
     log_event(LOG_INFO, "ready", LOG_STR("addr", server_address(s)),
-              LOG_STR("admin", a ? admin_address(a) : "off"), LOG_DBL("up_s", server_uptime_s(s)));
+              LOG_STR("admin", a ? admin_address(a) : "off"),
+              LOG_STR("health", server_health_address(s)), LOG_DBL("up_s", server_uptime_s(s)));
 
     serve_until_stopped(s, signals);
     drain_run(s, load_engine(l), c->server.drain_delay_s, c->server.drain_s);
@@ -189,5 +190,11 @@ int main(int argc, char *argv[]) {
     grpc_log_to_ours();
     log_event(LOG_INFO, "start", LOG_STR("version", INFERD_VERSION),
               LOG_STR("grpc", grpc_version_string()));
+#ifndef INFERD_GRPC_BUNDLED
+    log_event(LOG_WARN, "grpc_core",
+              LOG_STR("text",
+                      "the distribution's gRPC core has open denial-of-service holes: keep "
+                      "this port to trusted networks (release builds carry their own core)"));
+#endif
     return run(&c, &signals);
 }

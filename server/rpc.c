@@ -205,10 +205,10 @@ status rpc_open(server *s, rpc **out, error *err) {
     if (e != OK) {
         error_set(err, e, "cannot start an rpc thread");
     } else {
-        char health[300];
         e = open_port(r, o->listen, false, s->tls, s->address, sizeof s->address, err);
         if (e == OK && o->health_listen)
-            e = open_port(r, o->health_listen, true, NULL, health, sizeof health, err);
+            e = open_port(r, o->health_listen, true, NULL, s->health_address,
+                          sizeof s->health_address, err);
     }
     if (e != OK) {
         rpc_close(r);

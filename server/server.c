@@ -36,6 +36,9 @@ int server_n_generating(const server *s) {
 metrics *server_metrics(server *s) {
     return &s->metrics;
 }
+const char *server_health_address(const server *s) {
+    return s->health_address;
+}
 const char *server_address(const server *s) {
     return s->address;
 }

@@ -43,7 +43,8 @@ typedef struct served_model {
 /* Binds the port(s) and starts the rpc threads. E_IO: port or TLS files; E_NOTFOUND,
  * E_FORMAT: tokens file. */
 BASE_MUST_USE status server_open(const server_options *o, server **out, error *err);
-const char *server_address(const server *s); /* the bound one */
+const char *server_address(const server *s);        /* the bound one */
+const char *server_health_address(const server *s); /* "" without server.health_listen */
 
 /* Loading thread: 0..1. */
 void server_set_progress(server *s, double fraction);

@@ -96,7 +96,8 @@ static void put_load(FILE *out, const metrics_view *v, const metrics *m) {
     fputs("<h2>Load</h2><table>\n", out);
     put_row(out, "requests", "%u running, %u waiting (%llu prompt tokens)", s->running, s->waiting,
             (unsigned long long)s->waiting_tokens);
-    put_row(out, "output rate", "%.1f tokens/s", s->tokens_per_s);
+    /* The smoothed rate is of the last steps: without steps there is none. */
+    put_row(out, "output rate", "%.1f tokens/s", v->last_step_age_s < 2 ? s->tokens_per_s : 0.0);
     put_row(out, "tokens", "%llu prompt (%llu from the cache), %llu generated",
             (unsigned long long)s->prompt_tokens, (unsigned long long)s->cached_prompt_tokens,
             (unsigned long long)s->generated_tokens);

@@ -102,7 +102,7 @@ static void loopback_wait(loopback_call *c, intptr_t want) {
 }
 
 /* The next message, unpacked; NULL at the end. Free with protobuf_c_message_free_unpacked. */
-static void *loopback_read(loopback_call *c, const ProtobufCMessageDescriptor *d) {
+static inline void *loopback_read(loopback_call *c, const ProtobufCMessageDescriptor *d) {
     grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
     op.data.recv_message.recv_message = &c->received;
     loopback_batch(c, &op, 1, TAG_READ);
@@ -123,12 +123,13 @@ static void *loopback_read(loopback_call *c, const ProtobufCMessageDescriptor *d
 }
 
 /* Waits for the status; then the code, trailers and details are valid until loopback_end. */
-static grpc_status_code loopback_status(loopback_call *c) {
+static inline grpc_status_code loopback_status(loopback_call *c) {
     loopback_wait(c, TAG_STATUS);
     return c->code;
 }
 
-static bool loopback_trailer(const loopback_call *c, const char *key, char *out, size_t bytes) {
+static inline bool loopback_trailer(const loopback_call *c, const char *key, char *out,
+                                    size_t bytes) {
     for (size_t i = 0; i < c->trailers.count; i++) {
         const grpc_metadata *m = &c->trailers.metadata[i];
         if (grpc_slice_str_cmp(m->key, key) != 0) continue;
@@ -142,7 +143,7 @@ static bool loopback_trailer(const loopback_call *c, const char *key, char *out,
 }
 
 /* After loopback_status. */
-static void loopback_end(loopback_call *c) {
+static inline void loopback_end(loopback_call *c) {
     grpc_byte_buffer_destroy(c->request);
     grpc_slice_unref(c->details);
     grpc_metadata_array_destroy(&c->headers);
