@@ -184,6 +184,8 @@ status cuda_op_attn_output(cuda_backend *b, int layer);
 status cuda_op_gate_up(cuda_backend *b, int layer);
 status cuda_op_down(cuda_backend *b, int layer);
 status cuda_op_head(cuda_backend *b);
+/* Prepares cuBLASLt for every row count that steps can have. */
+status cuda_lt_prepare(cuda_backend *b);
 
 /* Captures the decode graphs (start-up). */
 status cuda_graphs_capture(cuda_backend *b, error *err);
@@ -211,5 +213,10 @@ typedef struct lt_args {
     bool add, half_out;
 } lt_args;
 status lt_matmul(struct lt_gemm *lt, const lt_args *a, cudaStream_t stream);
+/* Rows that a product of n_rows rows is computed with: few row counts, so few plans. The rows past
+ * n_rows are read and written: buffers hold lt_rows() of the most. */
+int lt_rows(int n_rows);
+/* Finds the algorithm for products like a, so that no step has to. */
+status lt_prepare(struct lt_gemm *lt, const lt_args *a);
 
 #endif

@@ -14,7 +14,7 @@
 
 namespace {
 
-enum { PLANS_MAX = 512, WORKSPACE_BYTES = 64 << 20 };
+enum { PLANS_MAX = 1024, WORKSPACE_BYTES = 64 << 20 };
 
 struct plan_key {
     int n_out, n_in, n_rows, ldw, ldx, ldy, flags;
@@ -187,6 +187,15 @@ size_t lt_workspace_bytes(void) {
 }
 void lt_set_workspace(lt_gemm *lt, void *workspace) {
     lt->workspace = workspace;
+}
+
+int lt_rows(int n_rows) {
+    const int step = n_rows <= 128 ? 16 : n_rows <= 1024 ? 64 : n_rows <= 4096 ? 128 : 256;
+    return (n_rows + step - 1) / step * step;
+}
+
+status lt_prepare(lt_gemm *lt, const lt_args *a) {
+    return plan_find(lt, a) != nullptr ? OK : E_INTERNAL;
 }
 
 status lt_matmul(lt_gemm *lt, const lt_args *a, cudaStream_t stream) {

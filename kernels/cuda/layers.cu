@@ -22,6 +22,7 @@ bool use_lt(const cuda_backend *b, const cuda_matrix *m, int n_rows) {
 /* y (+)= W x through cuBLASLt; without a resident copy a slice of W at a time goes through w16. */
 status lt_linear(cuda_backend *b, const cuda_matrix *m, lt_args a) {
     a.ldw = a.n_in = m->n_in;
+    a.n_rows = lt_rows(a.n_rows);
     if (m->plain != nullptr) {
         a.w = m->plain;
         a.n_out = m->n_out;
@@ -430,4 +431,41 @@ status cuda_op_head(cuda_backend *b) {
     if (s != OK) return s;
     return linear(b, &b->head, b->head_x, b->shape.n_embd, b->n_head_rows, b->logits,
                   b->logits_stride, b->head_bias, false);
+}
+
+status cuda_lt_prepare(cuda_backend *b) {
+    const cuda_shape *sh = &b->shape;
+    if (b->lt == nullptr || b->options.deterministic) return OK;
+    status s = OK;
+    auto prepare = [&](const cuda_matrix &m, int ldy, int rows, bool bias, bool add, bool half) {
+        if (s != OK || m.plain == nullptr || !use_lt(b, &m, rows)) return;
+        lt_args a = {};
+        a.n_out = m.n_out;
+        a.n_in = a.ldw = a.ldx = m.n_in;
+        a.ldy = ldy;
+        a.n_rows = rows;
+        a.bias = bias ? b->layers[0].qkv_bias : nullptr;
+        a.add = add;
+        a.half_out = half;
+        s = lt_prepare(b->lt, &a);
+    };
+    const int most = lt_rows(b->limits.n_tokens_max);
+    for (int rows = lt_rows(1); rows <= most; rows = lt_rows(rows + 1)) {
+        for (int i = 0; i < sh->n_layers; i++) {
+            const cuda_layer *y = &b->layers[i];
+            if (i > 0 && y->n_qkv == b->layers[i - 1].n_qkv) continue; /* the same shapes */
+            for (int j = 0; j < y->n_qkv; j++) {
+                prepare(y->qkv[j], sh->n_qkv_out, rows, y->qkv_bias != nullptr, false, false);
+            }
+            prepare(y->o, sh->n_embd, rows, false, true, false);
+            prepare(y->down, sh->n_embd, rows, false, true, false);
+            for (int j = 0; j < y->n_gate_up && rows <= GLU_ROWS_MAX; j++) {
+                prepare(y->gate_up[j], 2 * sh->n_ff, rows, false, false, true);
+            }
+        }
+        if (rows <= lt_rows(b->limits.n_seqs_max)) {
+            prepare(b->head, b->logits_stride, rows, false, false, false);
+        }
+    }
+    return s;
 }

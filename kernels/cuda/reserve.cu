@@ -182,10 +182,10 @@ status check_limits(const cuda_backend *b, const backend_limits *w, capacities *
     const size_t a_seq = ((size_t)b->shape.context_length + (size_t)w->kv_block_tokens - 1) /
                          (size_t)w->kv_block_tokens;
     const size_t columns = WGMMA_ROWS_MAX; /* activation buffers hold whole column groups */
-    c->rows = (size_t)w->n_tokens_max + PAD;
+    c->rows = (size_t)lt_rows(w->n_tokens_max + PAD);
     if (c->rows < columns) c->rows = columns;
     c->seqs = (size_t)w->n_seqs_max + PAD;
-    c->samples = (size_t)w->n_samples_max + PAD;
+    c->samples = (size_t)lt_rows(w->n_samples_max + PAD);
     if (c->samples < columns) c->samples = columns;
     c->blocks =
         (w->n_blocks_max > 0 ? (size_t)w->n_blocks_max : (size_t)w->n_seqs_max * a_seq) + PAD;
@@ -329,6 +329,10 @@ status cuda_reserve(backend *base, const backend_limits *want, backend_memory *g
                          cudaGetErrorString(cudaGetLastError()));
     }
     b->reserved = true;
+    if (cuda_lt_prepare(b) != OK) {
+        return error_set(err, E_UNSUPPORTED,
+                         "cuda: cuBLASLt has no product for the model's shapes");
+    }
     choose_fused(b);
     choose_wgmma(b);
     if (b->sm == 90 && (gemv_init() != OK || wgmma_init() != OK)) {
