@@ -372,6 +372,7 @@ static void check_wgmma(rng *r, dtype type, int n_out, int n_in, int n_rows) {
 
 int main(int argc, char **argv) {
     const bool quick = argc > 1 && strcmp(argv[1], "-q") == 0;
+    if (cuda_device_missing()) return 0;
     rng r = {7};
     int major = 0;
     CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
