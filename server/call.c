@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/handoff.h"
 #include "base/hash.h"
 #include "server/codec_request.h"
 #include "server/orca.h"
@@ -27,6 +28,7 @@ void call_arm(rpc_thread *t, rpc_port *p, int i_method) {
     grpc_metadata_array_init(&c->metadata);
     grpc_call_details_init(&c->details);
     atomic_fetch_add(&t->rpc->n_slots, 1);
+    HANDOFF_GIVE(&c->tag);
     const grpc_call_error e = i_method == RPC_GENERIC
                                   ? grpc_server_request_call(p->grpc, &c->rpc, &c->details,
                                                              &c->metadata, t->cq, t->cq, &c->tag)

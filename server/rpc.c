@@ -8,10 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/handoff.h"
 #include "server/call.h"
 #include "server/stream.h"
 
@@ -46,6 +48,7 @@ static void *rpc_main(void *arg) {
         if (ev.type == GRPC_QUEUE_SHUTDOWN) return NULL;
         if (ev.type == GRPC_OP_COMPLETE) {
             const rpc_tag *tag = ev.tag;
+            HANDOFF_TAKE(ev.tag);
             tag->fn(tag->owner, ev.success != 0);
         }
         const int64_t now = clock_now_ns();
@@ -85,6 +88,17 @@ static void arg_int(arg_list *l, const char *key, int value) {
         (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
 }
 
+enum { DESCRIPTORS_KEPT = 256, CONNECTIONS_MAX = 65536 };
+
+/* Excess connections are closed at once by a current core; 1.51 knows no such limit, and never
+ * accepts again after it ran out of descriptors once. */
+static int connections_max(void) {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur < 2 * DESCRIPTORS_KEPT) return 1024;
+    const rlim_t n = files.rlim_cur - DESCRIPTORS_KEPT;
+    return n > CONNECTIONS_MAX ? CONNECTIONS_MAX : (int)n;
+}
+
 /* Each value has its measurement or incident behind it; unknown keys are ignored by older cores. */
 static void fill_args(const server_options *o, arg_list *l) {
     const int bytes = o->max_message_bytes > INT32_MAX ? INT32_MAX : (int)o->max_message_bytes;
@@ -98,6 +112,7 @@ static void fill_args(const server_options *o, arg_list *l) {
     arg_int(l, "grpc.absolute_max_metadata_size", (int)LIMIT_METADATA_BYTES);
     arg_int(l, "grpc.compression_enabled_algorithms_bitset", 1); /* identity: no gzip bombs */
     arg_int(l, "grpc.server_handshake_timeout_ms", 10000);
+    arg_int(l, "grpc.max_allowed_incoming_connections", connections_max());
     arg_int(l, "grpc.http2.min_ping_interval_without_data_ms", 10000);
     arg_int(l, "grpc.http2.max_pings_without_data", 0);
     if (o->keepalive_s > 0) {
