@@ -92,7 +92,8 @@ static status prepare_tile(attention *a, const prefill_kernel *k, attention_tile
     if (e != cudaSuccess) {
         return error_set(err, E_DEVICE, "cuda: prefill attention: %s", cudaGetErrorString(e));
     }
-    *out = attention_tile_kernel{k->fn, k->threads, k->tile_rows, k->tile_keys, k->smem_bytes};
+    *out = attention_tile_kernel{k->fn,        k->threads,    k->tile_rows,
+                                 k->tile_keys, k->smem_bytes, k->chunk};
     return OK;
 }
 

@@ -65,6 +65,7 @@ typedef struct attention_tile_kernel {
     const void *fn;
     int threads, rows, keys; /* of a tile */
     size_t smem_bytes;
+    int chunk; /* mma.sync: key tiles of a piece with a state of its own, 0: none */
 } attention_tile_kernel;
 
 typedef struct attention {

@@ -74,6 +74,7 @@ typedef struct prefill_kernel {
     const void *fn;
     int threads, tile_rows, tile_keys;
     size_t smem_bytes;
+    int chunk; /* key tiles of an independent piece; 0: a tile can not be cut */
 } prefill_kernel;
 
 /* wgmma, sm_90a: F16 and BF16 pools of head_dim 64, 96, 128. full: serves windows, and plans that
@@ -113,9 +114,10 @@ typedef struct workspace_parts {
 } workspace_parts;
 workspace_parts attention_workspace_parts(const attention *a);
 
-/* Tiles of sequences [first_seq, s->n_seqs) at p->tiles_offset of buffer; fills p's tile fields. */
-void attention_plan_tiles(const attention *a, const step *s, int first_seq, void *buffer,
-                          attention_plan *p);
+/* Tiles of sequences [first_seq, s->n_seqs) at p->tiles_offset of buffer; fills p's tile fields.
+ * bucket > 0: the grid is that of `bucket` sequences of one row, as captured. */
+void attention_plan_tiles(const attention *a, const step *s, int first_seq, int bucket,
+                          void *buffer, attention_plan *p);
 /* Bounds of the above. */
 size_t attention_tiles_max(const attention *a);
 int attention_tile_slots_max(const attention *a);

@@ -54,7 +54,7 @@ workspace_parts attention_workspace_parts(const attention *a) {
     const size_t slots = (size_t)attention_decode_grid(a, a->n_seqs_max);
     const size_t heads = (size_t)attention_slot_heads(a), dim = (size_t)a->kv.head_dim;
     const size_t tile_slots = (size_t)attention_tile_slots_max(a);
-    const size_t tile_rows = tile_slots * (size_t)a->tile[1].rows;
+    const size_t tile_rows = tile_slots * (size_t)a->tile[0].rows;
     size_t used = 0;
     auto take = [&](size_t bytes) {
         const size_t at = used;
@@ -233,7 +233,9 @@ extern "C" status attention_plan_make(const attention *a, const step *s, int n_d
     }
     if (a->kv.tensor_core && p->n_decode < s->n_seqs) {
         p->tiles_offset = p->bytes;
-        attention_plan_tiles(a, s, p->n_decode, buffer, p);
+        /* Only a step of decode rows alone is ever captured. */
+        const bool captured = !uses_decode(a) && s->n_decode == s->n_seqs;
+        attention_plan_tiles(a, s, p->n_decode, captured ? n_decode_bucket : 0, buffer, p);
         p->bytes += align_up((size_t)p->n_tiles * sizeof(attention_tile));
     }
     return OK;

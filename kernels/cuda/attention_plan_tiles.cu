@@ -21,16 +21,21 @@ static int ceil_div(int a, int b) {
     return (a + b - 1) / b;
 }
 
+/* mma.sync: tiles are cut into chunks while all of them run at once. */
+static int pieces_max(const attention *a) {
+    return 2 * a->n_sms;
+}
+
 size_t attention_tiles_max(const attention *a) {
     if (!a->kv.tensor_core) return 0;
     const size_t packed = (size_t)a->n_tokens_max * (size_t)a->group;
     const size_t rows = (size_t)a->tile[0].rows;
     return (packed / rows + (size_t)a->n_seqs_max + 1) * (size_t)a->kv.n_kv_heads +
-           (size_t)attention_tile_slots_max(a);
+           (size_t)(SLOTS_A_BLOCK * a->n_sms);
 }
 
 int attention_tile_slots_max(const attention *a) {
-    return a->tile[1].fn ? SLOTS_A_BLOCK * a->n_sms : 0;
+    return a->tile[1].fn ? SLOTS_A_BLOCK * a->n_sms : a->tile[0].chunk ? pieces_max(a) : 0;
 }
 
 struct builder {
@@ -39,6 +44,7 @@ struct builder {
     int first_seq;
     attention_tile *tile;
     int n, n_slots;
+    int chunk; /* > 0: cut at its multiples, see attention_tile.cuh */
 };
 
 static float cost_of(const attention_tile &t) {
@@ -56,8 +62,22 @@ static void key_range(const attention *a, int n_rows, int kv_len, int packed0, i
     *end = ceil_div(last + 1, keys);
 }
 
-/* All tiles, those over 5/4 goal cut into pieces of about goal key tiles. False: too many pieces.
- */
+/* Pieces of key tiles [begin, end): of about goal tiles each, or (chunk > 0) one for each chunk. */
+static int count_pieces(const builder *b, int begin, int end, int goal) {
+    const int k = end - begin, chunk = b->chunk;
+    if (chunk > 0) return ceil_div(end, chunk) - begin / chunk;
+    return (long long)k * 4 > (long long)goal * 5 ? ceil_div(k, goal) : 1;
+}
+/* First key tile of piece j of n; j == n: the end. */
+static int piece_begin(const builder *b, int begin, int end, int j, int n) {
+    if (b->chunk > 0) {
+        return j == 0 ? begin : std::min(end, (begin / b->chunk + j) * b->chunk);
+    }
+    return begin + (int)((long long)(end - begin) * j / n);
+}
+
+/* All tiles, those over 5/4 goal cut into pieces of about goal key tiles (chunk > 0: all of them
+ * into chunks). False: too many pieces. */
 static bool cut_tiles(builder *b, int goal) {
     const attention *a = b->a;
     b->n = b->n_slots = 0;
@@ -67,10 +87,10 @@ static bool cut_tiles(builder *b, int goal) {
         for (int packed0 = 0; packed0 < n_rows * a->group; packed0 += a->tile[0].rows) {
             int begin, end;
             key_range(a, n_rows, kv_len, packed0, &begin, &end);
-            const int k = end - begin;
-            const int pieces = (long long)k * 4 > (long long)goal * 5 ? ceil_div(k, goal) : 1;
+            const int pieces = count_pieces(b, begin, end, goal);
             for (int h = 0; h < a->kv.n_kv_heads; h++) {
                 if (pieces > 1 && b->n_slots + pieces > attention_tile_slots_max(a)) return false;
+                if (b->chunk > 0 && b->n + pieces > pieces_max(a)) return false;
                 for (int j = 0; j < pieces; j++) {
                     attention_tile *t = &b->tile[b->n++];
                     t->row0 = row0;
@@ -80,8 +100,8 @@ static bool cut_tiles(builder *b, int goal) {
                     t->n_rows = n_rows;
                     t->kv_len = kv_len;
                     t->i_block = b->s->block_start[q];
-                    t->tile_begin = begin + (int)((long long)k * j / pieces);
-                    t->tile_end = begin + (int)((long long)k * (j + 1) / pieces);
+                    t->tile_begin = piece_begin(b, begin, end, j, pieces);
+                    t->tile_end = piece_begin(b, begin, end, j + 1, pieces);
                     t->slot = b->n_slots + j;
                     t->slot0 = b->n_slots;
                     t->n_split = pieces;
@@ -154,9 +174,15 @@ static int choose_goal(builder *b, int n_blocks_max) {
     return best;
 }
 
-void attention_plan_tiles(const attention *a, const step *s, int first_seq, void *buffer,
-                          attention_plan *p) {
-    builder b = {a, s, first_seq, (attention_tile *)((char *)buffer + p->tiles_offset), 0, 0};
+/* Blocks of a captured grid: `bucket` sequences of one row, and room to cut them. */
+static int captured_grid(const attention *a, int bucket) {
+    const int tiles = bucket * ceil_div(a->group, a->tile[0].rows) * a->kv.n_kv_heads;
+    return a->tile[0].chunk > 0 ? std::max(tiles, pieces_max(a)) : tiles;
+}
+
+void attention_plan_tiles(const attention *a, const step *s, int first_seq, int bucket,
+                          void *buffer, attention_plan *p) {
+    builder b = {a, s, first_seq, (attention_tile *)((char *)buffer + p->tiles_offset), 0, 0, 0};
     cut_tiles(&b, NO_CUT);
     int n_blocks = b.n;
     if (a->tile_chains) {
@@ -165,6 +191,18 @@ void attention_plan_tiles(const attention *a, const step *s, int first_seq, void
         if (a->tile[1].fn) cut_tiles(&b, goal);
         n_blocks = std::min(n_max, b.n);
         deal(&b, n_blocks, true);
+    } else if (a->tile[0].chunk > 0) { /* the bits do not depend on whether tiles are cut */
+        b.chunk = a->tile[0].chunk;
+        if (!cut_tiles(&b, NO_CUT)) {
+            b.chunk = 0;
+            cut_tiles(&b, NO_CUT);
+        }
+        n_blocks = b.n;
+    }
+    if (bucket > 0) {
+        n_blocks = captured_grid(a, bucket);
+        assert(b.n <= n_blocks);
+        for (; b.n < n_blocks; b.n++) b.tile[b.n].row0 = -1;
     }
     assert((size_t)b.n <= attention_tiles_max(a));
     p->tile_grid = n_blocks;

@@ -4,7 +4,8 @@
 
 template <int D, bool BF16, bool PP, bool FULL> static prefill_kernel entry() {
     using T = prefill::shape<D, BF16, PP, FULL>;
-    return {(const void *)prefill::attention_prefill_kernel<T>, T::THREADS, T::BM, T::BN, T::SMEM};
+    return {
+        (const void *)prefill::attention_prefill_kernel<T>, T::THREADS, T::BM, T::BN, T::SMEM, 0};
 }
 
 template <bool BF16> static prefill_kernel pick(int dim, bool full) {

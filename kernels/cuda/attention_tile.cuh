@@ -28,8 +28,13 @@ template <int D_, int TYPE_, int BN_> struct shape {
     using S = kv_rows<D, E>; /* of the pool */
     static constexpr int RB = L::RB, Q_BYTES = BM * D * 2, TILE = BN * D * 2;
     static constexpr int STAGE = E == 2 ? 2 * TILE : S::head_bytes(BN); /* as it comes */
-    static constexpr int SMEM = Q_BYTES + 2 * STAGE + (E == 1 ? 2 * TILE : 0);
     static constexpr bool Q_IN_REGS = D <= 128;
+    /* Keys come in chunks of 512 at fixed places, each with a softmax state of its own; states are
+     * merged in ascending order, in one block or by the last of several: the same bits. The sum so
+     * far lies where Q was, and behind it. At 256 it would not fit: one chunk. */
+    static constexpr int CHUNK = Q_IN_REGS ? 512 / BN : 0; /* key tiles; 0: no chunks */
+    static constexpr int HEAD = CHUNK ? BM * D * 4 : Q_BYTES;
+    static constexpr int SMEM = HEAD + 2 * STAGE + (E == 1 ? 2 * TILE : 0);
 };
 
 /* Byte offset of 16-byte chunk c of row r in a tile of n rows. */
@@ -120,16 +125,109 @@ __device__ __forceinline__ uint32_t lane_at(uint32_t tile, int n, int r0, int k,
     return tile + chunk_at<typename T::L>(n, r0 + (lane & 15), 2 * k + (lane >> 4));
 }
 
+/* Weights of two softmax states with maxima m and n in their merger; m becomes the merged maximum.
+ */
+__device__ __forceinline__ void merge_weights(float &m, float n, float &a, float &b) {
+    const float top = fmaxf(m, n), base = top == -INFINITY ? 0.0f : top;
+    a = ptx::exp2_approx(m - base);
+    b = ptx::exp2_approx(n - base);
+    m = top;
+}
+/* One sum of the merger; spelled out so that every caller rounds alike. */
+__device__ __forceinline__ float merge_sum(float x, float a, float y, float b) {
+    return __fmaf_rn(x, a, __fmul_rn(y, b));
+}
+
+/* Softmax state of the chunks so far; their values lie in shared memory. */
+struct rows16_sum {
+    float m0, m1, l0, l1;
+};
+
 /* A warp's 16 rows: a lane holds rows lane / 4 and + 8, columns (lane % 4) * 2 of every 8. */
 template <class T> struct rows16 {
     float o[T::D / 8][4], m0, m1, l0, l1; /* m: maximum in base-2 units */
     uint32_t q[T::Q_IN_REGS ? T::D / 16 : 1][4];
 
+    __device__ __forceinline__ void load_q_regs(uint32_t q_tile, int warp, int lane) {
+#pragma unroll
+        for (int k = 0; k < T::D / 16; k++) {
+            ptx::ldmatrix(q[k], lane_at<T>(q_tile, T::BM, warp * 16, k, lane));
+        }
+    }
     __device__ __forceinline__ void clear() {
         m0 = m1 = -INFINITY;
         l0 = l1 = 0.0f;
 #pragma unroll
         for (int d = 0; d < T::D / 8; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0.0f;
+    }
+    /* Adds the state of a finished chunk to the sum of the chunks before it (first: there is none)
+     * and clears it. sum: the block's, a float a thread in turn. */
+    __device__ __forceinline__ void fold(rows16_sum &t, float *sum, bool first) {
+        float a0 = 0.0f, b0 = 1.0f, a1 = 0.0f, b1 = 1.0f;
+        if (first) {
+            t = rows16_sum{m0, m1, l0, l1};
+        } else {
+            merge_weights(t.m0, m0, a0, b0);
+            merge_weights(t.m1, m1, a1, b1);
+            t.l0 = merge_sum(t.l0, a0, l0, b0);
+            t.l1 = merge_sum(t.l1, a1, l1, b1);
+        }
+#pragma unroll
+        for (int i = 0; i < T::D / 2; i++) {
+            float *x = sum + i * T::THREADS;
+            const float y = o[i / 4][i % 4];
+            *x = first ? y : i % 4 < 2 ? merge_sum(*x, a0, y, b0) : merge_sum(*x, a1, y, b1);
+        }
+        clear();
+    }
+    __device__ __forceinline__ void unfold(const rows16_sum &t, const float *sum) {
+        m0 = t.m0;
+        m1 = t.m1;
+        l0 = t.l0;
+        l1 = t.l1;
+#pragma unroll
+        for (int i = 0; i < T::D / 2; i++) o[i / 4][i % 4] = sum[i * T::THREADS];
+    }
+    /* The chunk's state to its slot; the last block of the tile's chunks to arrive takes the sum of
+     * all, in order. False: another block will. All threads. */
+    __device__ __forceinline__ bool merge_slots(const prefill_args &a, const attention_tile &t,
+                                                int *flag) {
+        const int th = threadIdx.x;
+        float4 *own = a.partial + (size_t)t.slot * (T::D / 8) * T::THREADS + th;
+#pragma unroll
+        for (int d = 0; d < T::D / 8; d++) {
+            own[d * T::THREADS] = make_float4(o[d][0], o[d][1], o[d][2], o[d][3]);
+        }
+        a.partial_ml[(size_t)t.slot * T::THREADS + th] = make_float4(m0, l0, m1, l1);
+        __syncthreads(); /* the block's state is written before thread 0 announces it */
+        if (th == 0) {
+            const unsigned last = (unsigned)t.n_split - 1;
+            *flag = ptx::atomic_inc_acq_rel(a.counter + t.slot0, last) == last;
+        }
+        __syncthreads(); /* flag is set */
+        if (!*flag) return false;
+        for (int k = 0; k < t.n_split; k++) {
+            const size_t slot = (size_t)(t.slot0 + k);
+            const float4 ml = __ldcg(a.partial_ml + slot * T::THREADS + th);
+            float a0 = 0.0f, b0 = 1.0f, a1 = 0.0f, b1 = 1.0f;
+            if (k == 0) {
+                m0 = ml.x, l0 = ml.y, m1 = ml.z, l1 = ml.w;
+            } else {
+                merge_weights(m0, ml.x, a0, b0);
+                merge_weights(m1, ml.z, a1, b1);
+                l0 = merge_sum(l0, a0, ml.y, b0);
+                l1 = merge_sum(l1, a1, ml.w, b1);
+            }
+#pragma unroll
+            for (int d = 0; d < T::D / 8; d++) {
+                const float4 x = __ldcg(a.partial + (slot * (T::D / 8) + d) * T::THREADS + th);
+                o[d][0] = k == 0 ? x.x : merge_sum(o[d][0], a0, x.x, b0);
+                o[d][1] = k == 0 ? x.y : merge_sum(o[d][1], a0, x.y, b0);
+                o[d][2] = k == 0 ? x.z : merge_sum(o[d][2], a1, x.z, b1);
+                o[d][3] = k == 0 ? x.w : merge_sum(o[d][3], a1, x.w, b1);
+            }
+        }
+        return true;
     }
     __device__ __forceinline__ void scores(float (&s)[T::BN / 8][4], uint32_t k_tile,
                                            uint32_t q_tile, int warp, int lane) {
@@ -272,13 +370,15 @@ __device__ __forceinline__ void store_rows(const prefill_args &a, const attentio
 template <class T>
 __global__ void __launch_bounds__(T::THREADS) attention_tile_kernel(const prefill_args a) {
     extern __shared__ __align__(1024) char sm[];
+    __shared__ int flag;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     ptx::pdl_trigger();
     ptx::pdl_wait();
     const int4 *p = (const int4 *)(a.tiles + blockIdx.x);
     const int4 x = __ldg(p), y = __ldg(p + 1), z = __ldg(p + 2);
     const attention_tile t = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w, z.x, z.y, z.z, z.w};
-    const uint32_t q_tile = ptx::smem(sm), stages = q_tile + T::Q_BYTES;
+    if (t.row0 < 0) return; /* padding of a captured grid */
+    const uint32_t q_tile = ptx::smem(sm), stages = q_tile + T::HEAD;
     const uint32_t halves = stages + 2 * T::STAGE; /* I8 only */
     load_q<T>(a, t, q_tile);
     load_kv<T>(a, t, t.tile_begin, stages);
@@ -289,6 +389,9 @@ __global__ void __launch_bounds__(T::THREADS) attention_tile_kernel(const prefil
     const int low0 = a.window > 0 ? lim0 - a.window : -1;
     const int low1 = a.window > 0 ? lim1 - a.window : -1;
     rows16<T> w;
+    rows16_sum sum = {};
+    float *folded = (float *)sm + threadIdx.x;
+    int n_folded = 0;
     w.clear();
     for (int j = t.tile_begin; j < t.tile_end; j++) {
         const int now = (j - t.tile_begin) & 1;
@@ -298,21 +401,19 @@ __global__ void __launch_bounds__(T::THREADS) attention_tile_kernel(const prefil
         __syncthreads(); /* every thread's part of stage `now` (and of Q) has landed */
         uint32_t k_tile = stages + now * T::STAGE;
         if constexpr (T::E == 1) {
-            convert_i8<T>(sm + T::Q_BYTES + now * T::STAGE, sm + T::Q_BYTES + 2 * T::STAGE);
+            convert_i8<T>(sm + T::HEAD + now * T::STAGE, sm + T::HEAD + 2 * T::STAGE);
             __syncthreads(); /* the halves are complete */
             k_tile = halves;
         }
         if constexpr (T::Q_IN_REGS) {
-            if (j == t.tile_begin) {
-#pragma unroll
-                for (int k = 0; k < T::D / 16; k++) {
-                    ptx::ldmatrix(w.q[k], lane_at<T>(q_tile, T::BM, warp * 16, k, lane));
-                }
-            }
+            if (j == t.tile_begin) w.load_q_regs(q_tile, warp, lane);
+        }
+        if constexpr (T::CHUNK > 0) { /* other warps have long had their Q */
+            if (j > t.tile_begin && j % T::CHUNK == 0) w.fold(sum, folded, n_folded++ == 0);
         }
         float s[T::BN / 8][4];
-        const float *scales = (const float *)(sm + T::Q_BYTES + now * T::STAGE +
-                                              2 * T::BN * T::D * T::E); /* I8 only */
+        const float *scales =
+            (const float *)(sm + T::HEAD + now * T::STAGE + 2 * T::BN * T::D * T::E); /* I8 only */
         w.scores(s, k_tile, q_tile, warp, lane);
         if constexpr (T::E == 1) w.scale_keys(s, scales, lane);
         w.softmax(s, a.scale_log2, j * T::BN, lim0, lim1, low0, low1, lane);
@@ -321,6 +422,11 @@ __global__ void __launch_bounds__(T::THREADS) attention_tile_kernel(const prefil
         __syncthreads(); /* the stage (and the halves) may be overwritten */
     }
     ptx::cp_async_wait<0>();
+    if (n_folded > 0) {
+        w.fold(sum, folded, false);
+        w.unfold(sum, folded);
+    }
+    if (T::CHUNK > 0 && t.n_split > 1 && !w.merge_slots(a, t, &flag)) return;
     store_rows<T>(a, t, w, row, lane);
 }
 

@@ -3,7 +3,8 @@
 
 template <int TYPE> static prefill_kernel entry() {
     using T = tiles::shape<128, TYPE, 64>;
-    return {(const void *)tiles::attention_tile_kernel<T>, T::THREADS, T::BM, T::BN, T::SMEM};
+    return {
+        (const void *)tiles::attention_tile_kernel<T>, T::THREADS, T::BM, T::BN, T::SMEM, T::CHUNK};
 }
 
 prefill_kernel tile_kernel_d128(int kind) {

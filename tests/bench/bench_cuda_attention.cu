@@ -204,19 +204,20 @@ static double time_layers(workload &w, int with, bool pdl, double *plan_us, int 
            w.n_layers;
 }
 
-static void decode_row(const shape &sh, dtype type, int block_tokens, int batch, int keys) {
+static void decode_row(const shape &sh, dtype type, int block_tokens, int batch, int keys,
+                       bool deterministic = false) {
     workload w;
     make_workload(w, sh, type, block_tokens,
-                  std::vector<std::pair<int, int>>((size_t)batch, {1, keys}));
+                  std::vector<std::pair<int, int>>((size_t)batch, {1, keys}), deterministic);
     double plan_us;
     int items;
     const double us = time_layers(w, 1, false, &plan_us, &items);
     const double bytes = (double)batch * keys * w.a.kv.n_kv_heads *
                          (2.0 * w.a.kv.head_dim * w.a.kv.elem_bytes + (type == DTYPE_I8 ? 8 : 0));
-    printf("decode %-6s %-4s block %d  batch %3d keys %5d  %8.2f us  %5.1f %%  items %4d  plan "
+    printf("decode %-6s %-4s %sblock %d  batch %3d keys %5d  %8.2f us  %5.1f %%  items %4d  plan "
            "%5.1f us\n",
-           sh.name, dtype_get(type)->name, block_tokens, batch, keys, us,
-           100.0 * bytes / us / read_bytes_a_us, items, plan_us);
+           sh.name, dtype_get(type)->name, deterministic ? "deterministic " : "", block_tokens,
+           batch, keys, us, 100.0 * bytes / us / read_bytes_a_us, items, plan_us);
     fflush(stdout);
 }
 
@@ -229,6 +230,8 @@ static void bench_decode(void) {
             }
         }
     }
+    for (int keys : {512, 4096, 16384}) decode_row(*b8, DTYPE_F16, 32, 1, keys, true);
+    decode_row(*b8, DTYPE_F16, 32, 64, 4096, true);
     decode_row(*b8, DTYPE_F16, 32, 32, 1024);
     decode_row(*b8, DTYPE_F16, 32, 128, 1024);
     decode_row(*b8, DTYPE_F16, 16, 64, 4096);

@@ -95,6 +95,8 @@ static bool run_append(const rope_case &c, const rope_input &in, const case_step
     device_array<uint16_t> q16((size_t)ROWS * N_HEADS * c.dim);
     device_array<char> dpool(pool->bytes.size());
     dpool.fill(0x11);
+    q32.fill(0); /* the one of another type stays as it is */
+    q16.fill(0);
     device_array<int32_t> seq_start(st.seq_start), kv_len(st.kv_len), start(st.block_start),
         block(st.block), row_seq(ROWS), row_pos(ROWS);
     device_array<float2> rope((size_t)ROWS * (c.n_rot / 2));
