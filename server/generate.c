@@ -269,6 +269,12 @@ static void submit(stream *s, refusal *r) {
         r->kind = REFUSE_INTERNAL;
         return;
     }
+    if (server_outlasts(srv, c->deadline_ns, c->arrival_ns)) {
+        *r = (refusal){.kind = REFUSE_QUEUE_FULL,
+                       .message = "the queue would outlast the deadline",
+                       .pushback_ms = server_pushback_ms(srv)};
+        return;
+    }
     if (tenant_admit(c->who.tenant, &srv->turns, (uint64_t)s->request.n_prompt,
                      max_tokens * (uint64_t)s->request.n_choices, c->arrival_ns, &s->charge,
                      &retry_ms) != OK) {

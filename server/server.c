@@ -164,24 +164,39 @@ void server_view(const server *s, metrics_view *out) {
     server_read_stats(s, &out->stats);
 }
 
-enum { PUSHBACK_MIN_MS = 50, PUSHBACK_MAX_MS = 30000 };
+enum { PUSHBACK_MIN_MS = 50, PUSHBACK_MAX_MS = 30000, OUTPUT_GUESS = 64, EVIDENCE = 32 };
+
+/* One place gets free when a request ends: the queue moves at rate / mean output requests a second.
+ */
+static double queue_ms(const server *s, const engine_stats *st) {
+    const histogram *h = &s->metrics.output_tokens;
+    const uint64_t n = histogram_count(h);
+    const double mean_tokens = n > 0 ? histogram_sum(h) / (double)n : OUTPUT_GUESS;
+    const double rate = st->tokens_per_s > 1 ? st->tokens_per_s : 1;
+    return 1000.0 * (double)st->waiting * mean_tokens / rate;
+}
 
 int server_pushback_ms(const server *s) {
     engine_stats st;
     engine_read_stats(s->model.engine, &st);
-    const histogram *h = &s->metrics.output_tokens;
-    const uint64_t n = histogram_count(h);
-    const double mean_tokens = n > 0 ? histogram_sum(h) / (double)n : 64;
-    const double rate = st.tokens_per_s > 1 ? st.tokens_per_s : 1;
-    /* One place gets free when a request ends: the queue moves at rate / mean_tokens requests a
-     * second. Half of the queue's time: others come back empty-handed, too. */
-    double ms = 500.0 * (double)(st.waiting + 1) * mean_tokens / rate;
+    st.waiting++;
     uint32_t dice;
     random_bytes(&dice, sizeof dice);
-    ms *= 0.8 + 0.4 * (double)dice / 4294967296.0; /* a herd must not come back as one */
+    /* Half of the queue's time, for others come back empty-handed, too; and a herd must not come
+     * back as one. */
+    const double ms = 0.5 * queue_ms(s, &st) * (0.8 + 0.4 * (double)dice / 4294967296.0);
     return ms < PUSHBACK_MIN_MS   ? PUSHBACK_MIN_MS
            : ms > PUSHBACK_MAX_MS ? PUSHBACK_MAX_MS
                                   : (int)ms;
+}
+
+bool server_outlasts(const server *s, int64_t deadline_ns, int64_t now_ns) {
+    if (deadline_ns == TIME_NEVER || histogram_count(&s->metrics.output_tokens) < EVIDENCE)
+        return false;
+    engine_stats st;
+    engine_read_stats(s->model.engine, &st);
+    /* An estimate: only what is hopeless twice over is refused. */
+    return queue_ms(s, &st) > 2e-6 * (double)(deadline_ns - now_ns);
 }
 
 void server_on_step(void *ctx, const step_report *r) {

@@ -30,7 +30,8 @@ struct engine {
     int n_live;
     pthread_t thread;
     _Atomic bool quit, stop_all, frozen, device_fault;
-    _Atomic int step_us, submit_status, eos_at; /* eos_at: every choice ends there; 0: never */
+    _Atomic int step_us, submit_status, eos_at,
+        waiting; /* eos_at: every choice ends there; 0: never */
     _Atomic int64_t heartbeat_ns;
     _Atomic uint64_t steps, tokens, n_ended;
     void (*on_step)(void *ctx, const step_report *r);
@@ -183,6 +184,7 @@ void engine_read_stats(const engine *e, engine_stats *out) {
     *out = (engine_stats){.steps = atomic_load(&e->steps),
                           .generated_tokens = atomic_load(&e->tokens),
                           .heartbeat_ns = atomic_load(&e->heartbeat_ns),
+                          .waiting = (uint32_t)atomic_load(&e->waiting),
                           .device_fault = atomic_load(&e->device_fault),
                           .tokens_per_s = 1000};
 }

@@ -258,6 +258,21 @@ START_TEST(refusals_are_trailers_only) {
 }
 END_TEST
 
+START_TEST(a_hopeless_deadline_is_refused_at_once) {
+    result r;
+    for (int i = 0; i < 40; i++) run(channel, &(ask){.max_tokens = 10, .cancel_after = -1}, &r);
+    atomic_store(&eng->waiting, 100); /* 100 x 10 tokens at 1,000 a second: a second's queue */
+    run(channel, &(ask){.max_tokens = 1, .timeout_ms = 300, .cancel_after = -1}, &r);
+    ck_assert_int_eq(r.code, GRPC_STATUS_RESOURCE_EXHAUSTED);
+    ck_assert_int_ge(strtol(r.pushback, NULL, 10), 400);
+    ck_assert_int_le(strtol(r.pushback, NULL, 10), 620);
+    run(channel, &(ask){.max_tokens = 1, .timeout_ms = 2000, .cancel_after = -1}, &r);
+    ck_assert_int_eq(r.code, GRPC_STATUS_OK);
+    run(channel, &(ask){.max_tokens = 1, .cancel_after = -1}, &r);
+    ck_assert_int_eq(r.code, GRPC_STATUS_OK);
+}
+END_TEST
+
 START_TEST(bad_requests_are_named) {
     result r;
     run(channel, &(ask){.id = "not valid!", .choices = 9, .cancel_after = -1}, &r);
@@ -426,6 +441,7 @@ int main(void) {
     tcase_add_test(t, end_of_sequence);
     tcase_add_test(t, time_limit_and_deadline);
     tcase_add_test(t, refusals_are_trailers_only);
+    tcase_add_test(t, a_hopeless_deadline_is_refused_at_once);
     tcase_add_test(t, bad_requests_are_named);
     tcase_add_test(t, an_id_lives_once);
     tcase_add_loop_test(t, cancels_and_deadlines_at_random, 0, 3);
