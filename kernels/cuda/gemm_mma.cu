@@ -1,12 +1,14 @@
 /* Linear layer for any format, shape and architecture: Y^T = W X^T on mma.sync m16n8k16.
  *   x [n_rows, ldx] halves, W chunks (weight_format.cuh), outputs as linear.h says
- *   grid (tile groups, column groups of 8 * NT rows of x), block: 8 warps; a warp takes every
- * eighth chunk of its tile's inputs straight from global memory; partial sums meet in shared memory
- *   bytes: W is read once a column group; x comes from L2. NT = 1 for up to 8 rows, else 4.
- *   4096 x 4096 Q4_K, one row: 9.5 MB = 2.1 us at 4.4 TB/s.
+ *   grid (tile groups, column groups of 8 * NT rows of x); block: 8 warps; a warp takes every
+ *   eighth chunk of its tile's inputs from global memory; partial sums meet in shared memory
+ *   bytes: W once a column group; x from L2. NT = 1 for up to 8 rows, else 4. 8B Q4_K_M step,
+ *   one row, H200: 3,000 us against 1,690 with the matrix-vector kernels
+ *
  * Numerics: the order of additions (chunks of a warp ascending, then warps 0..7) depends on n_in
  * and the format only, so a row's bits do not depend on the other rows: the deterministic mode's
- * kernel. Source: our linear-layer study, simplified. */
+ * kernel.
+ * Source: our study of linear layers, simplified. */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/weight_format.cuh"

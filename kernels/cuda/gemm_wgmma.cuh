@@ -1,14 +1,19 @@
 /* Linear layer of 9..128 rows on wgmma: Y^T = W X^T. Weights are the register-A operand, expanded
  * in registers from the same chunks as the matrix-vector kernels read; activations the
- * shared-memory B operand, in the order of activation_order.cuh. Hopper only. block: 2 consumer
- * warpgroups x MB m64 blocks = R rows, one warp copying weights (ring of WS stages of 64 * SU
- * inputs), one warp copying activations (ring of XS slots of 64 inputs) stream-K: block b takes an
- * equal, contiguous run of (row block, stage) units; a row block that several blocks share is added
- * up with 16-byte reductions into y, which holds zeros or the residual bytes: the matrix once, X
- * from L2. 8B gate_up (28672 x 4096) Q4_K, 64 rows: 67.9 MB = 15.4 us at 4.4 TB/s, 15.0 GFLOP = 19
- * us at 790 TFLOP/s; study 34.9 us, cuBLASLt on halves 59 Numerics: half weights and activations,
- * float32 sums; the order of the additions of a shared row block is not fixed. Source: our study of
- * linear layers; Marlin, Machete (register-A weights). */
+ * shared-memory B operand, in the order of activation_order.cuh. Hopper only.
+ *
+ *   block   2 consumer warpgroups x MB m64 blocks = a row block; one warp copies weights (ring of
+ *           WS stages of 64 * SU inputs), one copies activations (ring of XS slots of 64 inputs)
+ *   grid    whole row blocks, or stream-K: block b takes an equal, contiguous run of (row block,
+ *           stage) units. A shared row block is added up with 16-byte reductions into y (zeros or
+ *           the residual); for SwiGLU two neighbours share it and the first adds (take_sums)
+ *   bytes   the matrix once, X from L2. 8B gate_up (28672 x 4096, Q4_K), 64 rows: 67.9 MB = 15.4
+ *           us at 4.4 TB/s, 15.0 GFLOP = 19 us at 790 TFLOP/s; measured on an H200: 40.8 us with
+ *           the norm kernel before it and SwiGLU; cuBLASLt on halves 59 for the product alone
+ *
+ * Numerics: half weights and activations, float32 sums. The order of additions of a shared row
+ * block is fixed for SwiGLU, not for the others.
+ * Source: our study of linear layers; Marlin and Machete (register-A weights). */
 #ifndef INFERD_KERNELS_CUDA_GEMM_WGMMA_CUH
 #define INFERD_KERNELS_CUDA_GEMM_WGMMA_CUH
 

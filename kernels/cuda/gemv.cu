@@ -9,7 +9,6 @@ namespace {
 enum {
     WARPS_MAX = 16,
     ROWS_MAX = 8,
-    SUM_TILES = 4,
     GROUP_TILES = 2, /* reduced together: a thread has at most one output */
     MULTI_TILES = 2, /* of a block, when the inputs take several passes */
     IN_FLIGHT_BYTES = 80 << 10,
@@ -27,17 +26,19 @@ struct shape {
     size_t smem_bytes;
 };
 
-size_t smem_of(int pitch, int n_warps, int n_slots, int n_rows, int tiles) {
-    return (size_t)(n_warps * n_slots) * (size_t)pitch + (size_t)(4 * n_warps * n_rows * 20) * 4 +
-           (size_t)(n_warps * n_slots) * 8 + (size_t)n_warps * 32 + 32 + (size_t)tiles * 64;
+size_t smem_of(gemv_output output, int pitch, int n_warps, int n_slots, int n_rows, int tiles) {
+    return (size_t)(n_warps * n_slots) * (size_t)pitch +
+           (size_t)(gemv_sum_tiles(output) * n_warps * n_rows * 20) * 4 +
+           (size_t)(n_warps * ((n_slots + 1) & ~1)) * 8 + (size_t)n_warps * 32 + (size_t)tiles * 64;
 }
 
-/* Tiles reduced together: all of a block where that leaves a thread one output at most; else two by
- * two, in turns, so that a group's sums are read while the next one's are written. */
+/* Tiles reduced together, so that a thread has one output at most: all of a block, or half of what
+ * the sums' memory holds. */
 int group_of(gemv_output output, int n_warps, int tiles, int n_rows) {
-    const bool all =
-        output != GEMV_GLU && tiles <= SUM_TILES && n_warps * 32 >= TILE_ROWS * tiles * n_rows;
-    return all ? tiles : GROUP_TILES;
+    const int room = gemv_sum_tiles(output), outputs = n_warps * 32 / (TILE_ROWS * n_rows);
+    if (output == GEMV_GLU) return 2 * outputs < room / 2 ? 2 : room / 2; /* a pair an output */
+    if (tiles <= room && tiles <= outputs) return tiles;
+    return outputs < room / 2 ? GROUP_TILES : room / 2;
 }
 
 bool try_units(const cuda_matrix *m, gemv_output output, int n_rows, int n_sms, int units,
@@ -57,7 +58,7 @@ bool try_units(const cuda_matrix *m, gemv_output output, int n_rows, int n_sms, 
     const int least = m->format == WF_F16 ? 1 : 2;
     const int fit = IN_FLIGHT_BYTES / (s->n_warps * s->k->slot_bytes);
     s->n_slots = fit < least ? least : fit > 6 ? 6 : fit;
-    s->smem_bytes = smem_of(s->k->slot_pitch, s->n_warps, s->n_slots, n_rows, tiles);
+    s->smem_bytes = smem_of(output, s->k->slot_pitch, s->n_warps, s->n_slots, n_rows, tiles);
     return s->smem_bytes <= SMEM_BYTES;
 }
 
@@ -110,9 +111,9 @@ bool pair_of(const cuda_matrix *a, const cuda_matrix *b, gemv_output output, int
         p->first.group = group_of(output, p->first.n_warps, ta, n_rows);
         p->second.group = group_of(output, p->second.n_warps, tb, n_rows);
         const size_t sa =
-            smem_of(p->first.k->slot_pitch, p->first.n_warps, p->first.n_slots, n_rows, ta);
-        const size_t sb =
-            smem_of(p->second.k->slot_pitch, p->second.n_warps, p->second.n_slots, n_rows, tb);
+            smem_of(output, p->first.k->slot_pitch, p->first.n_warps, p->first.n_slots, n_rows, ta);
+        const size_t sb = smem_of(output, p->second.k->slot_pitch, p->second.n_warps,
+                                  p->second.n_slots, n_rows, tb);
         p->smem_bytes = sa > sb ? sa : sb;
         return p->smem_bytes <= SMEM_BYTES;
     }

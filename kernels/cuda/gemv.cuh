@@ -1,20 +1,25 @@
 /* Linear layer of 1..8 rows on tensor cores, memory bound: a block owns a run of 16-row tiles and
- * all inputs; its warps split the inputs, so the activations of a warp stay in registers while it
- * walks over the tiles. Each warp streams its weights through a private ring of bulk copies: no
- * producer, no "empty" barriers, no block barrier in the main loop. A slot is re-armed only after
- * the MMAs that consumed its registers (right after the loads were issued is a race, seen in the
- * study). grid: one block an SM (at most a tile, or a pair of them, each); block: n_warps warps; a
- * warp takes UW units of 64 inputs a pass; inputs beyond 64 * UW * n_warps take further passes with
- * the accumulators of all tiles in registers (MULTI) shared memory: ring n_warps * n_slots * slot |
- * sums 4 tiles * n_warps * n_rows * 20 floats | barriers, squares, row scales bytes: the matrix
- * once. 8B Q4_K gate_up (28672 x 4096): 67.9 MB = 15.4 us at 4.4 TB/s; study 18.0 Folded in: norm
- * x is the residual times 2^-3 in halves; a fragment is multiplied by the norm weight, each warp
- * sums its squares, and 1/rms scales the outputs, where the block meets anyway rope   pairs (2i,
- * 2i+1) sit in one tile: a shuffle rotates; k and v go to the cache glu    gate and up tiles lie in
- * turns; a block takes whole pairs Everything that does not depend on the kernel before is read
- * before griddepcontrol.wait. Numerics: half weights and activations, float32 sums in a fixed
- * order: same bits every run, and for every n_rows. Source: our studies of linear layers and of the
- * decode step. */
+ * all inputs; its warps split the inputs, so a warp's activations stay in registers while it walks
+ * over the tiles. Each warp streams its weights through a private ring of bulk copies: no producer,
+ * no "empty" barriers, no block barrier in the main loop. A slot is re-armed only after the MMAs
+ * that consumed its registers; right after the loads were issued is a race (seen in our study).
+ *
+ *   grid    one block an SM, but no more than tiles (pairs of tiles for SwiGLU)
+ *   block   n_warps warps; a warp takes UW units of 64 inputs a pass. Inputs beyond what one pass
+ *           holds take more of them, with the sums of all tiles in registers (MULTI)
+ *   smem    rings | sums: 4 or 8 tiles x n_warps x n_rows x 20 floats | barriers, squares, row
+ * scales bytes   the matrix once. 8B gate_up (28672 x 4096, Q4_K): 67.9 MB = 15.4 us at 4.4 TB/s;
+ *           measured on an H200, one row: 19.5 us with norm and SwiGLU (the bare product 17.2)
+ *
+ * Folded in:
+ *   norm    x is the residual times 2^-3 in halves; a fragment is multiplied by the norm weight,
+ *           each warp sums its squares, and 1/rms scales the outputs, where the block meets anyway
+ *   rope    pairs (2i, 2i+1) sit in one tile: a shuffle rotates; k and v go to the cache
+ *   glu     gate and up tiles lie in turns; a block takes whole pairs
+ * Everything that does not depend on the kernel before is read before griddepcontrol.wait.
+ *
+ * Numerics: half weights and activations, float32 sums in a fixed order: same bits in every run.
+ * Source: our studies of linear layers and of the decode step. */
 #ifndef INFERD_KERNELS_CUDA_GEMV_CUH
 #define INFERD_KERNELS_CUDA_GEMV_CUH
 
@@ -22,13 +27,7 @@
 #include "kernels/cuda/gemv_table.h"
 #include "kernels/cuda/weight_format.cuh"
 
-enum {
-    GEMV_WARPS_MAX = 16,
-    GEMV_THREADS_MAX = 512,
-    GEMV_SUM_STRIDE = 20,
-    GEMV_SUM_TILES = 4,
-    GEMV_TILES_MULTI = 2
-};
+enum { GEMV_WARPS_MAX = 16, GEMV_THREADS_MAX = 512, GEMV_SUM_STRIDE = 20, GEMV_TILES_MULTI = 2 };
 
 /* Ring slot of UW units: keeps a copy's place in its 128-byte line, so that copies go line by line.
  */
@@ -38,11 +37,9 @@ template <int F, int UW> struct gemv_slot {
     static constexpr int PITCH = BYTES % 128 != 0 ? BYTES / 128 * 128 + 256 : BYTES;
 };
 
-__host__ __device__ inline size_t gemv_smem(int pitch, int n_warps, int n_slots, int n_rows,
-                                            int tiles) {
-    return (size_t)(n_warps * n_slots) * (size_t)pitch +
-           (size_t)(GEMV_SUM_TILES * n_warps * n_rows * GEMV_SUM_STRIDE) * 4 +
-           (size_t)(n_warps * n_slots) * 8 + (size_t)n_warps * 32 + 32 + (size_t)tiles * 64;
+/* Barriers of a warp: an even count, so that no two warps share 16 bytes (racecheck's grain). */
+__host__ __device__ constexpr int gemv_bars(int n_slots) {
+    return (n_slots + 1) & ~1;
 }
 
 #if PTX_SM90
@@ -130,7 +127,7 @@ __device__ __forceinline__ void gemv_rope_output(const gemv_rope &r, const gemv_
 template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     using slot_t = gemv_slot<F, UW>;
     static constexpr bool NORM = EP != GEMV_RESIDUAL;
-    static constexpr bool TURNS = EP == GEMV_GLU || EP == GEMV_STORE;
+    static constexpr int SUM_TILES = gemv_sum_tiles(EP);
     static constexpr int PAIR = EP == GEMV_GLU ? 2 : 1, CST = GEMV_SUM_STRIDE;
     static constexpr int NACC = MULTI ? GEMV_TILES_MULTI : 1;
     static constexpr bool MOVES = slot_t::PITCH > slot_t::BYTES; /* a copy keeps its line offset */
@@ -138,10 +135,9 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     const gemv_args &p;
     int warp, lane, t0, n_tiles, my_passes, n_steps, fill_tile, fill_pass, slot, step;
     int row, column, sub; /* this thread's output: row of tile i0 + sub, column */
-    int turn;             /* the warp that the outputs of this group begin with */
     size_t tile_bytes;
     const uint8_t *src, *ring;
-    float *sums, *squares, *inverses, *scales;
+    float *sums, *squares, *scales;
     uint32_t bar, ring_at, phase;
     uint64_t policy;
     float inverse, residual; /* 1 / rms of the column; of the first reduction */
@@ -156,11 +152,10 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
         lane = tid & 31;
         ring = smem + (size_t)(warp * p.n_slots) * slot_t::PITCH;
         sums = (float *)(smem + (size_t)slots * slot_t::PITCH);
-        uint64_t *bars = (uint64_t *)(sums + GEMV_SUM_TILES * p.n_warps * p.n_rows * CST);
-        squares = (float *)(bars + slots);
-        inverses = squares + p.n_warps * 8;
-        scales = inverses + 8;
-        bar = ptx::smem(bars + warp * p.n_slots);
+        uint64_t *bars = (uint64_t *)(sums + SUM_TILES * p.n_warps * p.n_rows * CST);
+        squares = (float *)(bars + p.n_warps * gemv_bars(p.n_slots));
+        scales = squares + p.n_warps * 8;
+        bar = ptx::smem(bars + warp * gemv_bars(p.n_slots));
         ring_at = ptx::smem(ring);
         const int groups = p.m.n_tiles / PAIR;
         t0 = PAIR * (int)((long long)block * groups / n_blocks);
@@ -174,7 +169,6 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
         phase = 0;
         inverse = 1;
         residual = 0;
-        turn = 0;
         row = tid & 15;
         column = (tid >> 4) % p.n_rows;
         sub = (tid >> 4) / p.n_rows;
@@ -268,7 +262,7 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     }
 
     __device__ __forceinline__ void store(int i, const float (&ac)[2][4]) {
-        float *r = sums + ((i % GEMV_SUM_TILES) * p.n_warps + warp) * p.n_rows * CST;
+        float *r = sums + ((i % SUM_TILES) * p.n_warps + warp) * p.n_rows * CST;
         const int c = 2 * (lane & 3), g = lane >> 2;
         if (c < p.n_rows) {
             r[c * CST + g] = ac[0][0] + ac[1][0];
@@ -281,8 +275,7 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
     }
 
     __device__ __forceinline__ float sum(int i) const {
-        const float *q =
-            sums + (i % GEMV_SUM_TILES) * p.n_warps * p.n_rows * CST + column * CST + row;
+        const float *q = sums + (i % SUM_TILES) * p.n_warps * p.n_rows * CST + column * CST + row;
         float v = 0;
 #pragma unroll
         for (int j = 0; j < GEMV_WARPS_MAX; j++) { /* unrolled: the loads go out together */
@@ -296,14 +289,6 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
             __half_as_ushort(__float2half_rn(saturate_half(v)));
     }
 
-    /* The next group's outputs fall to the next warps: always the same ones would fall behind. */
-    __device__ __forceinline__ void take_turns() {
-        turn = turn + 1 == p.n_warps ? 0 : turn + 1;
-        const int w = warp - turn + (warp < turn ? p.n_warps : 0), q = 2 * w + (lane >> 4);
-        sub = q * (256 / p.n_rows + 1) >> 8; /* q / n_rows for q < 32, n_rows <= 8 */
-        column = q - sub * p.n_rows;
-    }
-
     /* Outputs of tiles i0 .. i0 + count: at most one a thread. */
     __device__ __forceinline__ void reduce(int i0, int count) {
         __syncthreads(); /* sums of these tiles are complete; those of the group before are read */
@@ -315,14 +300,11 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
             }
             constexpr float XS = RESIDUAL_HALF_SCALE;
             inverse = rsqrtf(s / (XS * XS * (float)p.m.n_in) + p.eps) / XS;
-            if (row == 0 && sub == 0) inverses[column] = inverse; /* read behind the next barrier */
-        } else if (TURNS) {
-            inverse = inverses[column];
         }
         if constexpr (EP == GEMV_GLU) {
-            const int n = (t0 + i0) / 2 * 16 + row;
-            if (sub == 0 && n < p.m.n_out / 2) {
-                const float a = sum(i0), b = sum(i0 + 1);
+            const int first = i0 + 2 * sub, n = (t0 + first) / 2 * 16 + row;
+            if (2 * sub < count && n < p.m.n_out / 2) {
+                const float a = sum(first), b = sum(first + 1);
                 put_half(n, a / (1.0f + __expf(-a)) * b * ACT_HALF_SCALE);
             }
             return;
@@ -354,7 +336,6 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
             if (i + 1 == i0 + p.group || i == n_tiles - 1) {
                 reduce(i0, i + 1 - i0);
                 i0 = i + 1;
-                if constexpr (TURNS) take_turns();
             }
         }
     }

@@ -16,6 +16,17 @@ typedef struct gemv_pair_kernels {
     const void *store, *rope;
 } gemv_pair_kernels;
 
+/* Tiles whose sums a block's shared memory holds: two groups, so that one is read while the next is
+ * written. Many tiles a block: longer groups, fewer barriers. */
+static inline
+#ifdef __CUDACC__
+    __host__ __device__ constexpr
+#endif
+    int
+    gemv_sum_tiles(int output) {
+    return output == GEMV_GLU || output == GEMV_STORE ? 8 : 4;
+}
+
 /* NULL: this pair of formats is not built for so many units. */
 const gemv_pair_kernels *gemv_pair(int first, int second, int units);
 

@@ -1,8 +1,9 @@
 /* The step's upload and the ids' way back.
- *   fetch    copies pieces of pinned host memory to their places on the device; grid 64 blocks x
- * 256 threads, the pieces' 16-byte words dealt out over them publish  ids into pinned host memory;
- * one block bytes: 2-100 KB over PCIe in one launch, about 3 us; a cudaMemcpyAsync a piece would
- * be 1.5 us each in the stream. */
+ *   fetch    pieces of pinned host memory to their places on the device; 64 blocks x 256 threads,
+ *            the pieces' 16-byte words dealt out over them
+ *   publish  ids into pinned host memory; one block
+ *   bytes    2-100 KB over PCIe, one round: about 3 us; a cudaMemcpyAsync a piece would be 1.5 us
+ *            each in the stream. */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/ops.h"
 

@@ -1,8 +1,9 @@
 /* SwiGLU: h[r,j] = silu(gate[r,j]) * up[r,j] * 2^-3, as halves (saturating)
- *   gu [n_rows, 2 * n_ff] float32, or halves times 2^-3; gate and up in turns of 16 (as their tiles
- *   lie in the fused matrix) or gate first; h [n_rows, ld_half]; n_ff % 4 == 0
- *   bytes 2 * n_ff * (4 or 2) + 2 * n_ff a row: 2048 x 14336 from halves = 176 MB = 41 us at 4.3
- * TB/s Numerics: float32 inside. */
+ *   gu [n_rows, 2 * n_ff] float32, or halves times 2^-3; gate and up in turns of 16 (as their
+ *   tiles lie in the fused matrix) or gate first; h [n_rows, ld_half]; n_ff % 4 == 0
+ *   bytes 2 * n_ff * (4 or 2) + 2 * n_ff a row: 2048 x 14336 from halves: 176 MB = 41 us
+ *
+ * Numerics: float32 inside. */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/ops.h"
 
