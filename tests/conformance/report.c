@@ -15,6 +15,8 @@ typedef struct row {
     outcome outcome;
 } row;
 
+enum { COLUMNS_MAX = 16 };
+
 struct report {
     row *rows;
     size_t n, capacity;
@@ -124,27 +126,80 @@ static bool same_case(const row *a, const row *b) {
     return strcmp(a->suite, b->suite) == 0 && strcmp(a->name, b->name) == 0;
 }
 
-/* One Markdown table a suite; a case's quantities are columns. */
-static void write_markdown(const report *r, FILE *f, const char *title) {
-    fprintf(f,
-            "### %s\n\n%zu passed, %zu failed, %zu skipped. Each number is the worst measured, "
-            "with the limit in brackets.\n",
-            title, r->n_of[PASSED], r->n_of[FAILED], r->n_of[SKIPPED]);
-    const row *previous = NULL;
-    for (size_t i = 0; i < r->n; i++) {
+/* One past the last row of the suite that starts at row i. */
+static size_t suite_end(const report *r, size_t i) {
+    size_t end = i;
+    while (end < r->n && strcmp(r->rows[end].suite, r->rows[i].suite) == 0) end++;
+    return end;
+}
+
+/* The distinct quantities of rows [from, to), in order of appearance. */
+static int columns_of(const report *r, size_t from, size_t to, const char *column[COLUMNS_MAX]) {
+    int n = 0;
+    for (size_t i = from; i < to; i++) {
+        int k = 0;
+        if (r->rows[i].what[0] == '\0') continue;
+        while (k < n && strcmp(column[k], r->rows[i].what) != 0) k++;
+        if (k == n && n < COLUMNS_MAX) column[n++] = r->rows[i].what;
+    }
+    return n;
+}
+
+static void write_cell(FILE *f, const row *w, double header_limit) {
+    if (w == NULL) {
+        fprintf(f, "| ");
+        return;
+    }
+    fprintf(f, "| %s", w->outcome == FAILED ? "**FAIL** " : "");
+    if (w->limit > header_limit || w->limit < header_limit)
+        fprintf(f, "%.2g (<= %.2g)", w->worst, w->limit);
+    else if (w->limit > 0)
+        fprintf(f, "%.2g", w->worst);
+    else /* a count of wrong ones: the note says of how many */
+        fprintf(f, "%.0f: %s", w->worst, w->note);
+}
+
+/* One table a suite: a line a case, a column a quantity. */
+static void write_suite(const report *r, FILE *f, size_t from, size_t to) {
+    const char *column[COLUMNS_MAX];
+    double limit[COLUMNS_MAX];
+    const int n = columns_of(r, from, to, column);
+    fprintf(f, "\n**%s**\n\n| case | |", r->rows[from].suite);
+    for (int k = 0; k < n; k++) {
+        const row *w = &r->rows[from];
+        while (strcmp(w->what, column[k]) != 0) w++;
+        limit[k] = w->limit;
+        fprintf(f, " ");
+        for (const char *c = column[k]; *c != '\0'; c++) fprintf(f, *c == '|' ? "\\|" : "%c", *c);
+        if (w->limit > 0) fprintf(f, " (<= %.2g)", w->limit);
+        fprintf(f, " |");
+    }
+    fprintf(f, "\n|---|---|");
+    for (int k = 0; k < n; k++) fprintf(f, "---|");
+    for (size_t i = from, end; i < to; i = end) {
         const row *w = &r->rows[i];
-        if (previous == NULL || strcmp(previous->suite, w->suite) != 0)
-            fprintf(f, "\n**%s**\n\n| case | |\n|---|---|", w->suite);
-        if (previous == NULL || !same_case(previous, w))
-            fprintf(f, "\n| %s | ", w->name);
-        else
-            fprintf(f, "; ");
-        if (w->outcome != PASSED) fprintf(f, "**%s** ", outcome_names[w->outcome]);
-        if (w->what[0] != '\0') fprintf(f, "%s %.2g (%.2g)", w->what, w->worst, w->limit);
-        if (w->note[0] != '\0') fprintf(f, "%s%s", w->what[0] != '\0' ? ", " : "", w->note);
-        previous = w;
+        for (end = i; end < to && same_case(w, &r->rows[end]);) end++;
+        fprintf(f, "\n| %s | %s ", w->name, w->limit > 0 || w->what[0] == '\0' ? w->note : "");
+        for (int k = 0; k < n; k++) {
+            const row *cell = NULL;
+            for (size_t c = i; c < end; c++)
+                if (strcmp(r->rows[c].what, column[k]) == 0) cell = &r->rows[c];
+            write_cell(f, cell, limit[k]);
+            fprintf(f, " ");
+        }
+        fprintf(f, "|");
     }
     fprintf(f, "\n");
+}
+
+static void write_markdown(const report *r, FILE *f, const char *title) {
+    fprintf(
+        f, "### %s\n\n%zu passed, %zu failed, %zu skipped; each number is the worst of its case.\n",
+        title, r->n_of[PASSED], r->n_of[FAILED], r->n_of[SKIPPED]);
+    for (size_t i = 0, end; i < r->n; i = end) {
+        end = suite_end(r, i);
+        write_suite(r, f, i, end);
+    }
 }
 
 bool report_write(const report *r, const char *path, const char *title) {

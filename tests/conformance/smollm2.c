@@ -372,7 +372,7 @@ void suite_smollm2(const suite_context *c) {
     char path[1024];
     error err = {0};
     session s = {
-        .c = c, .l = c->cpu ? (limits){1e-3, 5e-4, 3e-3, 0.005} : (limits){0.08, 0.005, 0.25, 0.2}};
+        .c = c, .l = c->cpu ? (limits){1e-3, 5e-4, 1e-3, 0.005} : (limits){0.08, 0.005, 0.25, 0.2}};
     const rig_options o = {.backend = c->backend,
                            .threads = c->threads,
                            .n_tokens_max = WINDOW_MAX,
