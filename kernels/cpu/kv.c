@@ -43,20 +43,16 @@ status kv_layout_init(kv_layout *l, dtype type, int block_tokens, int n_layers, 
     return OK;
 }
 
-static void store(dtype type, uint8_t *base, size_t i, float v) {
-    uint16_t h;
-    switch (type) {
-    case DTYPE_F32:
-        memcpy(base + 4 * i, &v, 4);
-        return;
-    case DTYPE_F16:
-        h = f32_to_f16(v);
-        break;
-    default:
-        h = f32_to_bf16(v);
-        break;
+/* n values, `stride` elements apart. */
+static void store_f32(uint8_t *base, size_t stride, const float *x, int n) {
+    for (int i = 0; i < n; i++) memcpy(base + 4 * stride * (size_t)i, x + i, 4);
+}
+
+static void store_16(dtype type, uint8_t *base, size_t stride, const float *x, int n) {
+    for (int i = 0; i < n; i++) {
+        const uint16_t h = type == DTYPE_F16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]);
+        memcpy(base + 2 * stride * (size_t)i, &h, 2);
     }
-    memcpy(base + 2 * i, &h, 2);
 }
 
 /* One head of one token as int8: n values, `stride` apart. A row with a value that is not finite
@@ -81,15 +77,22 @@ void kv_append(const kv_layout *l, uint8_t *pool, int32_t block, int offset, int
     for (int h = 0; h < l->n_kv_heads; h++, k += n, v += n) {
         uint8_t *kb = base + kv_k_at(l, h, group) + (size_t)lane * (size_t)l->elem_bytes;
         uint8_t *vb = base + kv_v_at(l, h, offset);
-        if (l->type == DTYPE_I8) {
-            float scale;
-            store_i8(kb, KV_GROUP, &scale, k, n);
-            memcpy(base + kv_k_scale_at(l, h, offset), &scale, sizeof scale);
-            store_i8(vb, 1, &scale, v, n);
-            memcpy(base + kv_v_scale_at(l, h, offset), &scale, sizeof scale);
-            continue;
+        float scale[2];
+        switch (l->type) {
+        case DTYPE_I8:
+            store_i8(kb, KV_GROUP, &scale[0], k, n);
+            store_i8(vb, 1, &scale[1], v, n);
+            memcpy(base + kv_k_scale_at(l, h, offset), &scale[0], sizeof scale[0]);
+            memcpy(base + kv_v_scale_at(l, h, offset), &scale[1], sizeof scale[1]);
+            break;
+        case DTYPE_F32:
+            store_f32(kb, KV_GROUP, k, n);
+            store_f32(vb, 1, v, n);
+            break;
+        default:
+            store_16(l->type, kb, KV_GROUP, k, n);
+            store_16(l->type, vb, 1, v, n);
+            break;
         }
-        for (int i = 0; i < n; i++) store(l->type, kb, (size_t)i * KV_GROUP, k[i]);
-        for (int i = 0; i < n; i++) store(l->type, vb, (size_t)i, v[i]);
     }
 }

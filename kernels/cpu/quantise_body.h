@@ -20,8 +20,9 @@ static void quantise(const float *x, int n_blocks, act_block *q, int i_row) {
         const vi c0 = vi_high24(i0), c1 = vi_high24(i1);
         store_codes(q->c[i_row], c0, c1);
         store_low(q->l[i_row], i0, i1);
-        const int32_t s0 = vi_hsum(i0), s1 = vi_hsum(i1);
-        const int32_t h0 = vi_hsum(c0), h1 = vi_hsum(c1);
+        int32_t sums[4];
+        vi_hsum4(i0, i1, c0, c1, sums);
+        const int32_t s0 = sums[0], s1 = sums[1], h0 = sums[2], h1 = sums[3];
         q->d[i_row] = d;
         q->s[i_row] = d * (float)(s0 + s1);
         q->s16[0][i_row] = d * (float)s0;

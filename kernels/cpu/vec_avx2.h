@@ -128,11 +128,12 @@ VEC_INLINE int32_t vi_hmax(vi a) {
     q = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0x4E));
     return _mm_cvtsi128_si32(_mm_max_epi32(q, _mm_shuffle_epi32(q, 0xB1)));
 }
-VEC_INLINE int32_t vi_hsum(vi a) {
-    const __m256i h = _mm256_add_epi32(a.a, a.b);
-    __m128i q = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-    q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32(q, 0xB1)));
+VEC_INLINE void vi_hsum4(vi a, vi b, vi c, vi d, int32_t out[4]) {
+    const __m256i ab = _mm256_hadd_epi32(_mm256_add_epi32(a.a, a.b), _mm256_add_epi32(b.a, b.b));
+    const __m256i cd = _mm256_hadd_epi32(_mm256_add_epi32(c.a, c.b), _mm256_add_epi32(d.a, d.b));
+    const __m256i all = _mm256_hadd_epi32(ab, cd); /* a b c d, of each 128 bits */
+    _mm_storeu_si128((__m128i *)out,
+                     _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
 }
 VEC_INLINE vi vf_round(vf a) {
     return (vi){_mm256_cvtps_epi32(a.a), _mm256_cvtps_epi32(a.b)}; /* MXCSR: to nearest */

@@ -95,8 +95,15 @@ VEC_INLINE vi vi_max(vi a, vi b) {
 VEC_INLINE int32_t vi_hmax(vi a) {
     return _mm512_reduce_max_epi32(a);
 }
-VEC_INLINE int32_t vi_hsum(vi a) {
-    return _mm512_reduce_add_epi32(a);
+VEC_INLINE __m256i halves_added(vi a) {
+    return _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+}
+VEC_INLINE void vi_hsum4(vi a, vi b, vi c, vi d, int32_t out[4]) {
+    const __m256i ab = _mm256_hadd_epi32(halves_added(a), halves_added(b));
+    const __m256i cd = _mm256_hadd_epi32(halves_added(c), halves_added(d));
+    const __m256i all = _mm256_hadd_epi32(ab, cd); /* a b c d, of each 128 bits */
+    _mm_storeu_si128((__m128i *)out,
+                     _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
 }
 VEC_INLINE vi vf_round(vf a) {
     return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

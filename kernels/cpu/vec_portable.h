@@ -1,7 +1,7 @@
 /* Vectors of 16 lanes in plain C: the meaning of every operation that vec_avx2.h and vec_avx512.h
  * do with instructions. All three give the same bits: lanes never mix except in vf_sum, vf_hmax and
- * vi_hsum, whose tree is fixed; fma is one rounding; max(a, b) is a > b ? a : b (b when unordered),
- * as x86 does. The *_body.h files are written once on top of them. */
+ * vi_hsum4, whose tree is fixed; fma is one rounding; max(a, b) is a > b ? a : b (b when
+ * unordered), as x86 does. The *_body.h files are written once on top of them. */
 #ifndef INFERD_KERNELS_CPU_VEC_H
 #define INFERD_KERNELS_CPU_VEC_H
 
@@ -145,10 +145,15 @@ VEC_INLINE int32_t vi_hmax(vi a) {
     LANES m = a.v[i] > m ? a.v[i] : m;
     return m;
 }
-VEC_INLINE int32_t vi_hsum(vi a) {
-    int32_t s = 0;
-    LANES s += a.v[i];
-    return s;
+/* The sums of a, b, c and d. */
+VEC_INLINE void vi_hsum4(vi a, vi b, vi c, vi d, int32_t out[4]) {
+    for (int k = 0; k < 4; k++) out[k] = 0;
+    LANES {
+        out[0] += a.v[i];
+        out[1] += b.v[i];
+        out[2] += c.v[i];
+        out[3] += d.v[i];
+    }
 }
 /* Nearest integer, ties to even; |a| < 2^31. */
 VEC_INLINE vi vf_round(vf a) {
