@@ -23,6 +23,14 @@ foreach(source ${kernel_sources})
       "-mavx2;-mfma;-mf16c;-mbmi2;-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-mamx-tile;-mamx-int8")
   endif()
 endforeach()
+# Under ThreadSanitizer the SIMD loops are left out: they touch only what pool.c hands them, and would run 20 times slower.
+if(INFERD_SANITIZE MATCHES "thread")
+  foreach(source ${kernel_sources})
+    if(source MATCHES "_(avx2|avx512|amx)\\.c$")
+      set_property(SOURCE ${source} APPEND PROPERTY COMPILE_OPTIONS "-fno-sanitize=thread")
+    endif()
+  endforeach()
+endif()
 
 # Negative controls (base/planted.h): only the files that hold the planted faults are compiled anew.
 set(INFERD_PLANTED_FAULT 0 CACHE STRING "Plant this fault, see base/planted.h (tests only)")
