@@ -31,7 +31,7 @@ build tsan
 step "tests: TSan over engine, server and end to end"
 TSAN_OPTIONS=ignore_noninstrumented_modules=1 ctest --preset tsan -R 'engine/|server/|e2e'
 
-build clang
+build clang inferd inferctl conformance bench_engine
 step "fuzzing, briefly"
 build fuzz
 tests/fuzz/run.sh 20
