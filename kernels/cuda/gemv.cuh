@@ -199,7 +199,7 @@ template <int F, int UW, int EP, bool MULTI> struct gemv_work {
             ptx::mbar_init_fence();
             for (int i = 0; i < p.n_slots && i < n_steps; i++) fill(i);
         }
-        __syncwarp();
+        __syncthreads(); /* the barriers exist before any lane waits on them */
         for (int i = (int)threadIdx.x; i < n_tiles * 16; i += p.n_warps * 32) {
             scales[i] = __ldg(p.m.row_scale + t0 * 16 + i);
         }

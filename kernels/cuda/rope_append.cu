@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(ROPE_WARPS * 32) rope_append_kernel(const rope
     const int n_all = a.n_heads + 2 * a.kv.n_kv_heads;
     const long long unit = (long long)blockIdx.x * ROPE_WARPS + threadIdx.x / 32;
     const int row = (int)(unit / n_all), head = (int)(unit % n_all);
+    ptx::pdl_trigger();
     ptx::pdl_wait();
-    ptx::pdl_trigger(); /* not before: attention's blocks would settle while others drain */
     if (row >= a.n_tokens) return;
     const bool is_q = head < a.n_heads, is_v = head >= a.n_heads + a.kv.n_kv_heads;
     const size_t src = ((size_t)row * n_all + head) * dim;

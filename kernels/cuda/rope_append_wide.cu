@@ -104,6 +104,7 @@ __global__ void __launch_bounds__(WIDE_THREADS) rope_append_wide_kernel(const ro
     const int half = a.n_rot / 16;
     const bool rotated = !is_v && unit < half;
     const int c0 = unit < half ? unit : 2 * unit, c1 = unit < half ? unit + half : 2 * unit + 1;
+    ptx::pdl_trigger();
 
     const int pos = __ldg(a.step.row_pos + row), seq = __ldg(a.step.row_seq + row);
     int block = 0;
@@ -119,7 +120,6 @@ __global__ void __launch_bounds__(WIDE_THREADS) rope_append_wide_kernel(const ro
         }
     }
     ptx::pdl_wait();
-    ptx::pdl_trigger(); /* not before: attention's blocks would settle while others drain */
 
     float x[16];
     const size_t src = ((size_t)row * n_all + head) * D;
