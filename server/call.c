@@ -225,9 +225,13 @@ static void answer(call *c, grpc_byte_buffer *message, const refusal *r) {
     call_status_op(c, r, &ops[n++]);
     c->tag = (rpc_tag){on_answered, c};
     c->reply = message;
-    const grpc_call_error e = grpc_call_start_batch(c->rpc, ops, n, &c->tag, NULL);
+    /* A worker may be here: the tag can come back, and c go, before start_batch has returned. */
+    grpc_call *held = c->rpc;
+    grpc_call_ref(held);
+    const grpc_call_error e = grpc_call_start_batch(held, ops, n, &c->tag, NULL);
     assert(e == GRPC_CALL_OK);
     (void)e;
+    grpc_call_unref(held);
 }
 
 void call_reply(call *c, grpc_byte_buffer *message) {

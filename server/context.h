@@ -12,6 +12,7 @@
 #include "server/outbox.h"
 #include "server/server.h"
 #include "server/tls.h"
+#include "server/worker.h"
 
 typedef enum server_phase { /* values of inferd.v1.EngineState */
                             SERVER_LOADING = 1,
@@ -49,6 +50,7 @@ struct server {
     id_table *ids;
     auth *auth;
     tls *tls;
+    worker *worker;
     struct rpc *rpc;
 };
 

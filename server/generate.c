@@ -1,5 +1,6 @@
 #include "server/generate.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -298,39 +299,80 @@ static void submit(stream *s, refusal *r) {
     if (e == E_FULL) r->pushback_ms = server_pushback_ms(srv);
 }
 
-static void admit(stream *s, const void *data, size_t len, arena *a) {
-    call *c = s->c;
-    violations v = {.arena = a};
-    refusal r = {.kind = REFUSE_NONE};
+/* A request on its way in. Long ones are prepared by a worker; the rest is the rpc thread's. */
+typedef struct admission {
+    stream *s;
+    const void *data; /* the request's bytes, the call's */
+    size_t len;
+    arena a; /* of the request message */
+    violations v;
+    refusal r;
+    rpc_tag prepared;
+    _Atomic bool
+        ready; /* orders the worker's writes before the rpc thread's reads, by our own means */
+} admission;
+
+/* Any thread. */
+static void admission_prepare(admission *d) {
     const Inferd__V1__GenerateRequest *m =
-        codec_unpack(&inferd__v1__generate_request__descriptor, data, len, a);
+        codec_unpack(&inferd__v1__generate_request__descriptor, d->data, d->len, &d->a);
     status e = OK;
     if (!m)
-        violate(&v, "malformed, or needs more memory than a message of its size may", "request");
+        violate(&d->v, "malformed, or needs more memory than a message of its size may", "request");
     else
-        e = prepare(s, m, &v, &r);
-    if (e != OK) r = (refusal){.kind = REFUSE_INTERNAL, .message = "out of memory"};
-    if (r.kind == REFUSE_NONE && v.n > 0) {
-        r.kind = REFUSE_INVALID;
-        r.bad = &v;
-        snprintf(r.message, sizeof r.message, "%s: %s%s", v.v[0].field, v.v[0].description,
-                 v.n > 1 ? " (and more: see details)" : "");
-    }
-    if (r.kind == REFUSE_NONE) {
+        e = prepare(d->s, m, &d->v, &d->r);
+    if (e != OK) d->r = (refusal){.kind = REFUSE_INTERNAL, .message = "out of memory"};
+    if (d->r.kind != REFUSE_NONE || d->v.n == 0) return;
+    d->r.kind = REFUSE_INVALID;
+    d->r.bad = &d->v;
+    snprintf(d->r.message, sizeof d->r.message, "%s: %s%s", d->v.v[0].field, d->v.v[0].description,
+             d->v.n > 1 ? " (and more: see details)" : "");
+}
+
+/* Rpc thread: submits or refuses, and frees d. */
+static void admission_finish(admission *d) {
+    stream *s = d->s;
+    call *c = s->c;
+    if (d->r.kind == REFUSE_NONE) d->r.kind = server_gate(c->srv, true); /* time may have passed */
+    if (d->r.kind == REFUSE_NONE) {
         fill_request(s);
-        submit(s, &r);
+        submit(s, &d->r);
     }
-    if (r.kind == REFUSE_INTERNAL) {
-        r.key = "id";
-        r.val = c->request_id;
+    if (d->r.kind == REFUSE_INTERNAL) {
+        d->r.key = "id";
+        d->r.val = c->request_id;
     }
-    if (r.kind != REFUSE_NONE) {
-        refuse(c, &r, c->request_id);
+    if (d->r.kind != REFUSE_NONE) {
+        refuse(c, &d->r, c->request_id);
         stream_free(s);
-        return;
+    } else {
+        call_drop_request(c);
+        stream_start(s);
     }
-    call_drop_request(c);
-    stream_start(s);
+    arena_reset(&d->a);
+    free(d);
+}
+
+static void on_prepared(void *owner, bool ok) {
+    (void)ok;
+    admission *d = owner;
+    const bool ready = atomic_load_explicit(&d->ready, memory_order_acquire);
+    assert(ready);
+    (void)ready;
+    admission_finish(d);
+}
+
+static void prepare_on_worker(void *arg) {
+    admission *d = arg;
+    admission_prepare(d);
+    /* An empty batch brings it back to its rpc thread; d may be gone before this returns. */
+    grpc_call *carrier = d->s->c->rpc;
+    grpc_call_ref(carrier);
+    atomic_store_explicit(&d->ready, true, memory_order_release);
+    const grpc_call_error e = grpc_call_start_batch(carrier, NULL, 0, &d->prepared, NULL);
+    assert(e == GRPC_CALL_OK);
+    (void)e;
+    grpc_call_unref(carrier);
 }
 
 void generate_handle(call *c) {
@@ -343,15 +385,20 @@ void generate_handle(call *c) {
     if (r.kind == REFUSE_NONE && !call_read_request(c, &data, &len))
         r = (refusal){.kind = REFUSE_INVALID, .message = "a request message is missing"};
     stream *s = r.kind == REFUSE_NONE ? calloc(1, sizeof *s) : NULL;
-    if (r.kind == REFUSE_NONE && !s) r.kind = REFUSE_INTERNAL;
+    admission *d = s ? calloc(1, sizeof *d) : NULL;
+    if (r.kind == REFUSE_NONE && !d) r.kind = REFUSE_INTERNAL;
     if (r.kind != REFUSE_NONE) {
         refuse(c, &r, c->request_id);
+        free(s);
         return;
     }
     s->c = c;
     arena_init(&s->memory, STREAM_ARENA_BYTES);
-    arena a;
-    codec_arena_init(&a, len);
-    admit(s, data, len, &a);
-    arena_reset(&a);
+    *d = (admission){.s = s, .data = data, .len = len};
+    codec_arena_init(&d->a, len);
+    d->v.arena = &d->a;
+    d->prepared = (rpc_tag){on_prepared, d};
+    if (len >= WORKER_FROM_BYTES && worker_push(c->srv->worker, prepare_on_worker, d)) return;
+    admission_prepare(d);
+    admission_finish(d);
 }

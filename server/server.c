@@ -225,12 +225,19 @@ status server_open(const server_options *o, server **out, error *err) {
         e = tls_open(o->tls_cert, o->tls_key, o->tls_client_ca, &s->tls, err);
         if (e != OK) goto fail_tls;
     }
+    e = worker_open(&s->worker);
+    if (e != OK) {
+        error_set(err, e, "cannot start a worker thread");
+        goto fail_worker;
+    }
     e = rpc_open(s, &s->rpc, err);
     if (e != OK) goto fail_rpc;
     *out = s;
     return OK;
 
 fail_rpc:
+    worker_close(s->worker);
+fail_worker:
     tls_close(s->tls);
 fail_tls:
     auth_close(s->auth);
@@ -301,6 +308,7 @@ void server_close(server *s) {
     atomic_store(&s->admitting, false);
     atomic_store(&s->closing, true);
     rpc_close(s->rpc);
+    worker_close(s->worker); /* has nothing left: its jobs are calls */
     tls_close(s->tls);
     auth_close(s->auth);
     ids_close(s->ids);

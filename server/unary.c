@@ -1,6 +1,7 @@
 /* Tokenize, Detokenize, ModelInfo, EngineStatus, Abort: unpack, check, answer. */
 #include "server/unary.h"
 
+#include <grpc/byte_buffer.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -124,7 +125,8 @@ static status make_pieces(unary *u, tokenized *t) {
     return OK;
 }
 
-void unary_tokenize(call *c) {
+static void tokenize(void *arg) {
+    call *c = arg;
     unary u;
     tokenized t = {.list = {0}};
     Inferd__V1__TokenizeResponse out = INFERD__V1__TOKENIZE_RESPONSE__INIT;
@@ -156,6 +158,14 @@ void unary_tokenize(call *c) {
     token_list_free(&t.list);
     free(t.pieces);
     free(t.piece_at);
+}
+
+/* A unary call has no batch but its answer's, so a worker may give it. */
+void unary_tokenize(call *c) {
+    if (c->payload && grpc_byte_buffer_length(c->payload) >= WORKER_FROM_BYTES &&
+        worker_push(c->srv->worker, tokenize, c))
+        return;
+    tokenize(c);
 }
 
 /* --- Detokenize --- */

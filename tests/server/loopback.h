@@ -144,15 +144,16 @@ static inline bool loopback_trailer(const loopback_call *c, const char *key, cha
 
 /* After loopback_status. */
 static inline void loopback_end(loopback_call *c) {
-    grpc_byte_buffer_destroy(c->request);
-    grpc_slice_unref(c->details);
-    grpc_metadata_array_destroy(&c->headers);
-    grpc_metadata_array_destroy(&c->trailers);
     grpc_call_unref(c->call);
     grpc_completion_queue_shutdown(c->cq);
+    /* The headers' tag may still be out, and core writes where it was told to until it is back. */
     while (grpc_completion_queue_next(c->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type !=
            GRPC_QUEUE_SHUTDOWN)
         continue;
     grpc_completion_queue_destroy(c->cq);
+    grpc_byte_buffer_destroy(c->request);
+    grpc_slice_unref(c->details);
+    grpc_metadata_array_destroy(&c->headers);
+    grpc_metadata_array_destroy(&c->trailers);
 }
 #endif

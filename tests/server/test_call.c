@@ -214,6 +214,60 @@ START_TEST(end_of_sequence) {
 }
 END_TEST
 
+/* Requests long enough for a worker, several at once, some cancelled while they are there. */
+static void *send_long(void *arg) {
+    const int i = *(const int *)arg;
+    enum { TEXT_BYTES = 300000 };
+    Inferd__V1__GenerateRequest m = INFERD__V1__GENERATE_REQUEST__INIT;
+    char *text = malloc(TEXT_BYTES);
+    uint8_t *wire = malloc(TEXT_BYTES + 64);
+    memset(text, 'x', TEXT_BYTES);
+    m.input_case = INFERD__V1__GENERATE_REQUEST__INPUT_TEXT;
+    m.text = (ProtobufCBinaryData){TEXT_BYTES, (uint8_t *)text};
+    const size_t len = protobuf_c_message_pack(&m.base, wire);
+    for (int round = 0; round < 10; round++) {
+        loopback_call c;
+        loopback_start(&c, channel, GENERATE, wire, len, NULL, NULL, 0);
+        if ((round + i) % 3 == 0) grpc_call_cancel(c.call, NULL);
+        ck_assert_ptr_null(loopback_read(&c, &inferd__v1__generate_response__descriptor));
+        const grpc_status_code code = loopback_status(&c);
+        ck_assert(code == GRPC_STATUS_INVALID_ARGUMENT || (round + i) % 3 == 0);
+        loopback_end(&c);
+    }
+    free(text);
+    free(wire);
+    return NULL;
+}
+
+START_TEST(long_texts_go_by_a_worker) {
+    pthread_t t[6];
+    int number[6];
+    for (int i = 0; i < 6; i++) {
+        number[i] = i;
+        pthread_create(&t[i], NULL, send_long, &number[i]);
+    }
+    for (int i = 0; i < 6; i++) pthread_join(t[i], NULL);
+    loopback_call c; /* and one that is good, by Tokenize */
+    Inferd__V1__TokenizeRequest m = INFERD__V1__TOKENIZE_REQUEST__INIT;
+    enum { TEXT_BYTES = 100000 };
+    char *text = calloc(1, TEXT_BYTES);
+    uint8_t *wire = malloc(TEXT_BYTES + 64);
+    m.input_case = INFERD__V1__TOKENIZE_REQUEST__INPUT_TEXT;
+    m.text = (ProtobufCBinaryData){TEXT_BYTES, (uint8_t *)text};
+    const size_t len = protobuf_c_message_pack(&m.base, wire);
+    loopback_start(&c, channel, "/inferd.v1.Inference/Tokenize", wire, len, NULL, NULL, 0);
+    Inferd__V1__TokenizeResponse *got =
+        loopback_read(&c, &inferd__v1__tokenize_response__descriptor);
+    ck_assert_ptr_nonnull(got);
+    ck_assert_uint_eq(got->n_token_ids, TEXT_BYTES);
+    inferd__v1__tokenize_response__free_unpacked(got, NULL);
+    ck_assert_int_eq(loopback_status(&c), GRPC_STATUS_OK);
+    loopback_end(&c);
+    free(text);
+    free(wire);
+}
+END_TEST
+
 START_TEST(time_limit_and_deadline) {
     result r;
     run(channel, &(ask){.time_limit_ms = 60, .cancel_after = -1}, &r);
@@ -440,6 +494,7 @@ int main(void) {
     tcase_add_test(t, stop_string_ends_a_choice);
     tcase_add_test(t, end_of_sequence);
     tcase_add_test(t, time_limit_and_deadline);
+    tcase_add_test(t, long_texts_go_by_a_worker);
     tcase_add_test(t, refusals_are_trailers_only);
     tcase_add_test(t, a_hopeless_deadline_is_refused_at_once);
     tcase_add_test(t, bad_requests_are_named);
