@@ -5,6 +5,8 @@
 #include "kernels/cuda/sample_internal.h"
 
 #define ALIGN_BYTES 256
+#define ENTRIES_MIN (1 << 16)
+#define ENTRIES_MAX (1 << 20)
 
 static size_t align_up(size_t n) {
     return (n + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
@@ -14,8 +16,17 @@ static int n_slices(const sampler *s) {
     return (s->n_vocab + SLICE - 1) / SLICE;
 }
 
+/* Room for shared lists, within 8 MiB unless the arrays alone need more. */
+static int entries_for(int n_entries) {
+    const long long shared = (long long)n_entries * LIMIT_CHOICES;
+    const int room = shared < ENTRIES_MIN   ? ENTRIES_MIN
+                     : shared > ENTRIES_MAX ? ENTRIES_MAX
+                                            : (int)shared;
+    return room > n_entries ? room : n_entries;
+}
+
 extern "C" status sampler_init(sampler *s, int n_vocab, int logits_stride, int n_samples_max,
-                               int n_entries_max, const uint8_t *never_sampled, int device,
+                               int n_entries, const uint8_t *never_sampled, int device,
                                error *err) {
     if (n_vocab < 1 || n_vocab > SAMPLER_VOCAB_MAX) {
         return error_set(err, E_UNSUPPORTED,
@@ -23,9 +34,9 @@ extern "C" status sampler_init(sampler *s, int n_vocab, int logits_stride, int n
                          SAMPLER_VOCAB_MAX);
     }
     if (logits_stride < n_vocab || logits_stride % 8 != 0 || n_samples_max < 1 ||
-        n_samples_max > 65535 || n_entries_max < 0) {
+        n_samples_max > 65535 || n_entries < 0) {
         return error_set(err, E_INVAL, "cuda: sampler: stride %d, %d rows, %d entries",
-                         logits_stride, n_samples_max, n_entries_max);
+                         logits_stride, n_samples_max, n_entries);
     }
     int major = 0, minor = 0;
     sampler r;
@@ -43,7 +54,7 @@ extern "C" status sampler_init(sampler *s, int n_vocab, int logits_stride, int n
     r.n_vocab = n_vocab;
     r.n_samples_max = n_samples_max;
     r.logits_stride = logits_stride;
-    r.n_entries_max = n_entries_max;
+    r.n_entries_max = entries_for(n_entries);
     r.never_sampled = never_sampled;
     r.sm = major * 10 + minor;
     *s = r;
@@ -99,19 +110,28 @@ extern "C" status sampler_plan_make(const sampler *s, const step *st, void *buff
     if (st->n_samples < 0 || st->n_samples > s->n_samples_max) return E_INVAL;
     memset(p, 0, sizeof *p);
     int32_t *entry_start = (int32_t *)buffer;
-    long long n = 0;
+    int n = 0; /* entries of the range so far */
     p->greedy_only = true;
     for (int i = 0; i < st->n_samples; i++) {
         const sample_row *r = &st->sample[i];
-        entry_start[i] = (int32_t)n;
-        if (r->n_bias > 0 || r->n_seen > 0) p->entries = true;
+        if (r->n_bias < 0 || r->n_seen < 0 || r->n_bias > s->n_entries_max ||
+            r->n_seen > s->n_entries_max - r->n_bias) {
+            return E_INVAL;
+        }
+        const int own = r->n_bias + r->n_seen;
+        if (own > s->n_entries_max - n) {
+            if (p->n_ranges + 1 >= SAMPLER_RANGES_MAX) return E_INVAL;
+            p->range_end[p->n_ranges++] = i;
+            n = 0;
+        }
+        entry_start[i] = n;
+        n += own;
+        if (own > 0) p->entries = true;
         if (r->target >= 0 || r->logprob || r->n_top > 0) p->detail = true;
         if (r->temperature > 0.0f) p->greedy_only = false;
         if (r->target < 0 && r->temperature > 0.0f) plan_filters(s, r, p);
-        n += (long long)r->n_bias + r->n_seen;
-        if (r->n_bias < 0 || r->n_seen < 0 || n > s->n_entries_max) return E_INVAL;
     }
-    entry_start[st->n_samples] = (int32_t)n;
+    p->range_end[p->n_ranges++] = st->n_samples;
     if (p->entries || p->detail) p->greedy_only = false;
     p->n_rows = st->n_samples;
     p->bytes = align_up(((size_t)st->n_samples + 1) * sizeof(int32_t));
@@ -125,28 +145,11 @@ static int cluster_for(const sampler *s, int n_rows) {
     return n_rows <= 16 ? 8 : n_rows <= 32 ? 4 : n_rows <= 64 ? 2 : 1;
 }
 
-extern "C" status cuda_sample(const sampler *s, const sampler_plan *p, const sampler_args *args,
-                              cudaStream_t stream) {
-    if (p->n_rows == 0) return OK;
-    if (p->n_rows < 0 || p->n_rows > s->n_samples_max || (p->detail && !args->out)) return E_INVAL;
-    sample_args a;
-    memset(&a, 0, sizeof a);
-    place_workspace(s, (char *)args->workspace, &a);
-    a.logits = args->logits;
-    a.stride = (size_t)s->logits_stride;
-    a.rows = args->rows;
-    a.bias = args->bias;
-    a.seen = args->seen;
-    a.entry_start = (const int32_t *)args->plan;
-    a.never = s->never_sampled;
-    a.n_vocab = s->n_vocab;
-    a.n_slices = n_slices(s);
-    a.n_rows = p->n_rows;
-    a.token = args->token;
-    a.out = p->detail ? args->out : NULL;
-    const bool pdl = args->pdl && s->sm >= 90;
+/* One range: rows of `a` alone. */
+static status sample_range(const sampler *s, const sampler_plan *p, sample_args a, bool pdl,
+                           cudaStream_t stream) {
     if (p->greedy_only) return sample_scan_launch(&a, true, pdl, stream);
-    const int cluster = cluster_for(s, p->n_rows);
+    const int cluster = cluster_for(s, a.n_rows);
     status st = OK;
     if (p->entries) st = sample_prepare_launch(&a, pdl, stream);
     if (st == OK) st = sample_scan_launch(&a, false, pdl, stream);
@@ -157,5 +160,35 @@ extern "C" status cuda_sample(const sampler *s, const sampler_plan *p, const sam
         st = sample_prefix_launch(&a, p->prefix ? cluster : 1, pdl, stream);
     }
     if (st == OK && p->detail) st = sample_detail_launch(&a, cluster, pdl, stream);
+    return st;
+}
+
+extern "C" status cuda_sample(const sampler *s, const sampler_plan *p, const sampler_args *args,
+                              cudaStream_t stream) {
+    if (p->n_rows == 0) return OK;
+    if (p->n_rows < 0 || p->n_rows > s->n_samples_max || (p->detail && !args->out)) return E_INVAL;
+    sample_args a;
+    memset(&a, 0, sizeof a);
+    place_workspace(s, (char *)args->workspace, &a);
+    a.stride = (size_t)s->logits_stride;
+    a.bias = args->bias;
+    a.seen = args->seen;
+    a.never = s->never_sampled;
+    a.n_vocab = s->n_vocab;
+    a.n_slices = n_slices(s);
+    const bool pdl = args->pdl && s->sm >= 90;
+    const int n_ranges = p->greedy_only ? 1 : p->n_ranges;
+    status st = OK;
+    for (int i = 0, row0 = 0; i < n_ranges && st == OK; i++) {
+        const int end = p->greedy_only ? p->n_rows : p->range_end[i];
+        a.logits = args->logits + (size_t)row0 * a.stride;
+        a.rows = args->rows + row0;
+        a.entry_start = (const int32_t *)args->plan + row0;
+        a.token = args->token + row0;
+        a.out = p->detail ? args->out + row0 : NULL;
+        a.n_rows = end - row0;
+        st = sample_range(s, p, a, pdl, stream);
+        row0 = end;
+    }
     return st;
 }

@@ -21,12 +21,12 @@
 extern "C" {
 #endif
 
-enum { SAMPLER_VOCAB_MAX = 1 << 18 };
+enum { SAMPLER_VOCAB_MAX = 1 << 18, SAMPLER_RANGES_MAX = 128 };
 
 typedef struct sampler {
     int n_vocab, n_samples_max;
     int logits_stride;            /* floats between rows: a multiple of 8, >= n_vocab */
-    int n_entries_max;            /* sum over a step's rows of n_bias + n_seen */
+    int n_entries_max;            /* entries (bias, seen) of rows that are sampled at once */
     const uint8_t *never_sampled; /* device [n_vocab], readable up to logits_stride; or NULL */
     int n_sms, sm;
 } sampler;
@@ -39,16 +39,22 @@ typedef struct sampler_plan {
     bool prefix;      /* and some filter may need more than a short list */
     bool detail;      /* some row wants more than an id: read `sampled` back, else ids do */
     int n_rows;
+    int n_ranges; /* rows are sampled in ranges whose entries fit: [range_end[i - 1], range_end[i])
+                   */
+    int range_end[SAMPLER_RANGES_MAX];
     size_t bytes;
 } sampler_plan;
 
-/* E_UNSUPPORTED: n_vocab above SAMPLER_VOCAB_MAX. */
-status sampler_init(sampler *s, int n_vocab, int logits_stride, int n_samples_max,
-                    int n_entries_max, const uint8_t *never_sampled, int device, error *err);
+/* n_entries: the most bias and seen entries that a step's arrays hold. Rows may share lists (the
+ * choices of a request do), so a step may need more than that: they are then sampled in ranges.
+ * E_UNSUPPORTED: n_vocab above SAMPLER_VOCAB_MAX. */
+status sampler_init(sampler *s, int n_vocab, int logits_stride, int n_samples_max, int n_entries,
+                    const uint8_t *never_sampled, int device, error *err);
 size_t sampler_plan_bytes(const sampler *s);
 size_t sampler_workspace_bytes(const sampler *s);
 
-/* E_INVAL: more rows or entries than init was told. */
+/* E_INVAL: more rows than init was told, a row with more entries, or more ranges than
+ * SAMPLER_RANGES_MAX. */
 status sampler_plan_make(const sampler *s, const step *st, void *buffer, sampler_plan *p);
 
 typedef struct sampler_args {

@@ -155,7 +155,7 @@ struct row_view {
 
     __device__ row_view(const sample_args &args, int r) : a(args), row(r) {
         e0 = a.entry_start[r];
-        n_entries = a.entry_start[r + 1] - e0;
+        n_entries = a.rows[r].n_bias + a.rows[r].n_seen;
         logits = a.logits + (size_t)r * a.stride;
     }
     __device__ int n_groups() const { return a.n_slices * GROUPS; }

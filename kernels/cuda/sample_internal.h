@@ -31,7 +31,7 @@ struct sample_args {
     const sample_row *rows;
     const token_bias *bias;
     const token_seen *seen;
-    const int32_t *entry_start; /* [n_rows + 1] */
+    const int32_t *entry_start; /* [n_rows] first entry of each row */
     const uint8_t *never;       /* [n_vocab] or NULL */
     int n_vocab, n_slices, n_rows;
     bool restore; /* this kernel is the last: put the marked logits back */

@@ -122,6 +122,7 @@ struct batch {
     std::vector<row_case> cases;
     std::vector<std::vector<float>> logits;
     std::vector<uint8_t> never;
+    bool shared = false; /* all rows have the first row's lists */
 };
 
 struct result {
@@ -142,16 +143,25 @@ struct step_arrays {
             const row_case &c = b.cases[from + i];
             sample_row r = c.r;
             r.row = i;
+            if (b.shared && i > 0) { /* the choices of a request: one list for all */
+                r.i_bias = rows[0].i_bias, r.n_bias = rows[0].n_bias;
+                r.i_seen = rows[0].i_seen, r.n_seen = rows[0].n_seen;
+                push(b, r, from, i);
+                continue;
+            }
             r.i_bias = (int)bias.size();
             r.n_bias = (int)c.bias.size();
             r.i_seen = (int)seen.size();
             r.n_seen = (int)c.seen.size();
             bias.insert(bias.end(), c.bias.begin(), c.bias.end());
             seen.insert(seen.end(), c.seen.begin(), c.seen.end());
-            rows.push_back(r);
-            std::copy(b.logits[from + i].begin(), b.logits[from + i].end(),
-                      logits.begin() + (size_t)i * b.stride);
+            push(b, r, from, i);
         }
+    }
+    void push(const batch &b, const sample_row &r, int from, int i) {
+        rows.push_back(r);
+        std::copy(b.logits[from + i].begin(), b.logits[from + i].end(),
+                  logits.begin() + (size_t)i * b.stride);
     }
 };
 
@@ -378,6 +388,19 @@ static batch make_batch(int n_vocab, int kind, bool detail, bool entries, bool n
     return b;
 }
 
+/* Lists that rows share need more entries than the arrays hold: sampled in ranges. */
+static int verify_shared(int n_vocab) {
+    batch b = make_batch(n_vocab, NORMAL, true, true, false, false, 9);
+    b.shared = true;
+    row_case first = b.cases[3]; /* the longest lists */
+    for (row_case &c : b.cases) {
+        c.bias = first.bias;
+        c.seen = first.seen;
+        c.r.repetition_penalty = 1.2f;
+    }
+    return verify(b, "shared lists") != 0;
+}
+
 int main(int argc, char **argv) {
     if (cuda_device_missing()) return 0;
     const bool small = argc > 1 && !strcmp(argv[1], "small");
@@ -402,6 +425,10 @@ int main(int argc, char **argv) {
                 n++;
             }
         }
+    }
+    for (int v : small ? std::vector<int>{4099} : std::vector<int>{257, 32064}) {
+        wrong += verify_shared(v);
+        n++;
     }
     printf("sampling: %d batches, %d wrong\n", n, wrong);
     return wrong ? 1 : 0;
