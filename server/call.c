@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <grpc/byte_buffer_reader.h>
+#include <grpc/grpc_security.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,13 +118,34 @@ static void read_deadline(call *c) {
     c->deadline_ns = c->arrival_ns + left.tv_sec * NS_PER_S + left.tv_nsec;
 }
 
+/* mTLS without tokens: the certificate's common name is the tenant, without limits of its own. */
+static void identify_by_certificate(call *c) {
+    grpc_auth_context *context = grpc_call_auth_context(c->rpc);
+    grpc_auth_property_iterator at =
+        grpc_auth_context_find_properties_by_name(context, GRPC_X509_CN_PROPERTY_NAME);
+    const grpc_auth_property *cn = grpc_auth_property_iterator_next(&at);
+    uint8_t digest[32];
+    if (cn && sha256_of(cn->value, cn->value_length, digest) == OK) {
+        memcpy(&c->who.id, digest, sizeof c->who.id);
+        c->who.id |= 1; /* 0 means nobody */
+        snprintf(
+            c->who.name, sizeof c->who.name, "%.*s",
+            (int)(cn->value_length <= TENANT_NAME_BYTES ? cn->value_length : TENANT_NAME_BYTES),
+            cn->value);
+    }
+    grpc_auth_context_release(context);
+}
+
 /* Default deny: with credentials configured, every method of the main port needs one. */
 static bool allowed(call *c) {
     if (c->port->health_only) return true;
     const char *header = NULL;
     size_t len = 0;
     call_metadata(c, "authorization", &header, &len);
-    if (auth_check(c->srv->auth, header, len, &c->who)) return true;
+    if (auth_check(c->srv->auth, header, len, &c->who)) {
+        if (c->who.id == 0 && c->srv->options.tls_client_ca) identify_by_certificate(c);
+        return true;
+    }
     atomic_fetch_add_explicit(&c->srv->metrics.auth_denied, 1, memory_order_relaxed);
     return false;
 }
