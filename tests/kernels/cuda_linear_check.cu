@@ -297,6 +297,36 @@ static size_t ordered(int columns, int n, int k) {
            (size_t)(2 * j + (k & 1));
 }
 
+/* SwiGLU of t and u, whose tiles lie in turns in glu. */
+static void check_wgmma_glu(wgmma_args a, const cuda_matrix &glu, const char *name,
+                            const std::vector<uint16_t> &x, const tensor &t, const tensor &u) {
+    const int n_rows = a.n_rows, n_out = t.n_out, columns = a.columns;
+    device_array<uint16_t> dh((size_t)columns * (size_t)n_out);
+    device_array<float> partial(wgmma_partial_bytes(n_sms) / sizeof(float));
+    device_array<unsigned> flags((size_t)n_sms + 1);
+    flags.fill(0);
+    dh.fill(0);
+    CUDA_OK(cudaDeviceSynchronize());
+    a.m = glu;
+    a.output = LINEAR_GLU;
+    a.half_out = dh.p;
+    a.partial = partial.p;
+    a.flags = flags.p;
+    if (cuda_linear_wgmma(&a, n_sms, stream) != OK) printf("wgmma refused\n"), exit(2);
+    CUDA_OK(cudaStreamSynchronize(stream));
+    const std::vector<float> y = product(t, x, n_rows), up = product(u, x, n_rows);
+    const std::vector<float> h = halves_to_floats(dh.get(), 8.0f);
+    std::vector<float> got(y.size()), want(y.size());
+    for (int i = 0; i < n_rows; i++) {
+        for (int k = 0; k < n_out; k++) {
+            const size_t at = (size_t)(i * n_out + k);
+            want[at] = silu(y[at]) * up[at];
+            got[at] = h[ordered(columns, i, k)];
+        }
+    }
+    report("wgmma glu", name, n_out, t.n_in, n_rows, got, want);
+}
+
 static void check_wgmma(rng *r, dtype type, int n_out, int n_in, int n_rows) {
     const char *name = dtype_get((int)type)->name;
     const tensor t = random_tensor(r, type, n_out, n_in), u = random_tensor(r, type, n_out, n_in);
@@ -308,7 +338,7 @@ static void check_wgmma(rng *r, dtype type, int n_out, int n_in, int n_rows) {
     for (int i = 0; i < n_rows; i++) {
         for (int k = 0; k < n_in; k++) xo[ordered(columns, i, k)] = x[(size_t)(i * n_in + k)];
     }
-    device_array<uint16_t> dx(xo), dh((size_t)columns * (size_t)n_out), plain(x);
+    device_array<uint16_t> dx(xo), plain(x);
     device_array<uint16_t> again((size_t)columns * (size_t)n_in);
     reorder_args ro = {plain.p, again.p, n_rows, n_in, columns, false};
     again.fill(0);
@@ -345,29 +375,7 @@ static void check_wgmma(rng *r, dtype type, int n_out, int n_in, int n_rows) {
     if (cuda_linear_wgmma(&a, n_sms, stream) != OK) printf("wgmma refused\n"), exit(2);
     CUDA_OK(cudaStreamSynchronize(stream));
     report("wgmma", name, n_out, n_in, n_rows, dy.get(), y);
-    if (n_out % 64 != 0) return;
-    a.m = glu.m;
-    a.output = LINEAR_GLU;
-    a.half_out = dh.p;
-    device_array<float> partial(wgmma_partial_bytes(n_sms) / sizeof(float));
-    device_array<unsigned> flags((size_t)n_sms + 1);
-    flags.fill(0);
-    dh.fill(0);
-    CUDA_OK(cudaDeviceSynchronize());
-    a.partial = partial.p;
-    a.flags = flags.p;
-    if (cuda_linear_wgmma(&a, n_sms, stream) != OK) printf("wgmma refused\n"), exit(2);
-    CUDA_OK(cudaStreamSynchronize(stream));
-    const std::vector<float> up = product(u, x, n_rows), h = halves_to_floats(dh.get(), 8.0f);
-    std::vector<float> got(y.size());
-    for (int i = 0; i < n_rows; i++) {
-        for (int k = 0; k < n_out; k++) {
-            const size_t at = (size_t)(i * n_out + k);
-            want[at] = silu(y[at]) * up[at];
-            got[at] = h[ordered(columns, i, k)];
-        }
-    }
-    report("wgmma glu", name, n_out, n_in, n_rows, got, want);
+    if (n_out % 64 == 0) check_wgmma_glu(a, glu.m, name, x, t, u);
 }
 
 int main(int argc, char **argv) {
