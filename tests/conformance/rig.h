@@ -6,7 +6,7 @@
 #include "engine/weights.h"
 #include "kernels/backend.h"
 
-enum { RIG_SEQ_BLOCKS = 256, RIG_COPIES_MAX = 8, RIG_LISTS_MAX = 65536 };
+enum { RIG_SEQ_BLOCKS = 256, RIG_COPIES_MAX = 8, RIG_LISTS_MAX = 4096 };
 
 typedef struct rig_options {
     const char *backend;
