@@ -41,11 +41,9 @@ static status open_backend(rig *r, error *err) {
                                  .n_seqs_max = r->o.n_seqs_max,
                                  .n_samples_max = r->o.n_samples_max,
                                  /* rows of one request share its lists: each row counts them */
-                                 .n_bias_max = 16 * RIG_LISTS_MAX,
-                                 .n_seen_max = 16 * RIG_LISTS_MAX,
-                                 .kv_block_tokens = r->o.kv_block_tokens,
                                  .n_bias_max = RIG_LISTS_MAX,
                                  .n_seen_max = RIG_LISTS_MAX,
+                                 .kv_block_tokens = r->o.kv_block_tokens,
                                  .n_copies_max = RIG_COPIES_MAX,
                                  .kv_blocks = r->o.kv_blocks,
                                  .kv_type = -1};
