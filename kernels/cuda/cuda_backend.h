@@ -87,7 +87,7 @@ struct lt_gemm;
 typedef struct cuda_backend {
     backend base; /* first member */
     backend_options options;
-    char name[160];
+    char name[512];
     bool fault;
     int device, sm, n_sms;
     size_t total_bytes;
