@@ -34,7 +34,7 @@ TSAN_OPTIONS=ignore_noninstrumented_modules=1 ctest --preset tsan -R 'engine/|se
 build clang inferd inferctl conformance bench_engine
 step "fuzzing, briefly"
 build fuzz
-tests/fuzz/run.sh 20
+tests/fuzz/run.sh 10
 
 step "CUDA backend: compile for sm_80, 86, 89, 90a"
 scripts/build_cuda.sh
