@@ -44,9 +44,6 @@ if(INFERD_PLANTED_FAULT)
 endif()
 
 if(INFERD_CUDA)
-  if(NOT CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES "80-real;86-real;89-real;90a-real")
-  endif()
   enable_language(CUDA)
   set(archives_only ${CMAKE_FIND_LIBRARY_SUFFIXES})
   set(CMAKE_FIND_LIBRARY_SUFFIXES .so .a) # the toolkit is recognised by its shared runtime; ours is the static one
