@@ -106,8 +106,8 @@ START_TEST(utf8_round_trips_every_code_point) {
         char buf[4];
         uint32_t back;
         const size_t n = utf8_put(cp, buf);
-        ck_assert_uint_eq(utf8_decode(buf, n, &back), n);
-        ck_assert_uint_eq(back, cp);
+        /* An assertion a code point would take a minute under a sanitizer. */
+        if (utf8_decode(buf, n, &back) != n || back != cp) ck_abort_msg("U+%04X", (unsigned)cp);
     }
 }
 END_TEST
