@@ -25,11 +25,15 @@ ctest --preset release
 
 build dev
 step "tests: ASan + UBSan"
-ctest --preset dev
+ctest --preset dev -E 'e2e|engine/test_engine_model|tidy'
+INFERD_BUILD="$PWD/build/dev" tests/e2e/run.sh test_life.py test_rpcs.py
 
 build tsan
 step "tests: TSan over engine, server and end to end"
-TSAN_OPTIONS=ignore_noninstrumented_modules=1 ctest --preset tsan -R 'engine/|server/|e2e'
+export TSAN_OPTIONS=ignore_noninstrumented_modules=1
+ctest --preset tsan -R 'engine/test_engine$|engine/test_engine_ends|server/'
+INFERD_BUILD="$PWD/build/tsan" tests/e2e/run.sh test_cancel.py
+unset TSAN_OPTIONS
 
 build clang inferd inferctl conformance bench_engine
 step "fuzzing, briefly"
