@@ -4,7 +4,7 @@
 FROM debian:12-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
         gcc g++ clang cmake ninja-build pkg-config python3 python3-venv ca-certificates \
-        protobuf-compiler protobuf-c-compiler libprotobuf-c-dev libyaml-dev libmicrohttpd-dev libutf8proc-dev \
+        protobuf-compiler protobuf-c-compiler libprotobuf-c-dev libprotobuf-dev libyaml-dev libmicrohttpd-dev libutf8proc-dev \
         libjansson-dev libssl-dev libedit-dev zlib1g-dev libgrpc-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY cmake cmake

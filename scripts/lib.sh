@@ -6,7 +6,7 @@ MODEL_SHA256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CACHE="${INFERD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/inferd}"
 
 BUILD_PACKAGES="gcc cmake ninja-build pkg-config python3 python3-pip libgrpc-dev protobuf-compiler protobuf-c-compiler
-libprotobuf-c-dev libyaml-dev check libmicrohttpd-dev libutf8proc-dev libjansson-dev libssl-dev libedit-dev"
+libprotobuf-c-dev libprotobuf-dev libyaml-dev check libmicrohttpd-dev libutf8proc-dev libjansson-dev libssl-dev libedit-dev"
 TEST_PACKAGES="g++ clang libclang-rt-14-dev python3-venv git xz-utils"
 
 step() { printf '\n== %s\n' "$*"; }
