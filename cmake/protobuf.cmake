@@ -1,7 +1,5 @@
-# proto/**/*.proto -> protobuf-c sources, in two flavours:
-#   proto        as published (client)
-#   proto_bytes  string fields as (length, bytes) (server): protobuf-c's own strings end at the first NUL, and a request's text may
-#                hold one. The option is added to a copy in the build directory, so that the published files stay clean.
+# proto/**/*.proto -> `proto_bytes`: protobuf-c sources whose string fields are (length, bytes): protobuf-c's own strings end at the
+# first NUL, and a text may hold one. The option is added to a copy in the build directory, so that the published files stay clean.
 # And `proto_descriptors`: a C array of all descriptors, for reflection.
 file(GLOB_RECURSE proto_files RELATIVE ${CMAKE_SOURCE_DIR}/proto CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/proto/*.proto)
 find_path(PROTOBUF_INCLUDE google/protobuf/any.proto REQUIRED)
@@ -13,34 +11,31 @@ foreach(file ${proto_files})
   file(READ ${CMAKE_SOURCE_DIR}/proto/${file} text)
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/proto/${file})
   string(REGEX REPLACE "(\n *(repeated )?string [a-z_0-9]+ = [0-9]+);" "\\1 [(pb_c_field).string_as_bytes = true];" text "${text}")
-  string(REGEX REPLACE "(\npackage [a-z0-9_.]+;)" "\\1\nimport \"protobuf-c/protobuf-c.proto\";" text "${text}")
+  if(text MATCHES "string_as_bytes")
+    string(REGEX REPLACE "(\npackage [a-z0-9_.]+;)" "\\1\nimport \"protobuf-c/protobuf-c.proto\";" text "${text}")
+  endif()
   file(CONFIGURE OUTPUT ${proto_copy}/${file} CONTENT "${text}" @ONLY) # leaves an unchanged file alone
 endforeach()
 
-# A library `name` of C sources generated from `files` in folder `from` (and the imports of Google's own).
-function(inferd_proto_library name from)
-  set(out ${CMAKE_BINARY_DIR}/${name})
-  file(MAKE_DIRECTORY ${out})
-  set(sources)
-  foreach(file ${proto_files} ${proto_imports})
-    string(REGEX REPLACE "\\.proto$" "" stem ${file})
-    set(path ${from}/${file})
-    if(file IN_LIST proto_imports)
-      set(path ${PROTOBUF_INCLUDE}/${file})
-    endif()
-    add_custom_command(
-      OUTPUT ${out}/${stem}.pb-c.c ${out}/${stem}.pb-c.h
-      COMMAND ${PROTOC} --plugin=protoc-gen-c=${PROTOC_C} -I ${from} -I ${PROTOBUF_INCLUDE} -I ${PROTOBUF_C_INCLUDE}
-              --c_out=${out} ${path}
-      DEPENDS ${path} VERBATIM)
-    list(APPEND sources ${out}/${stem}.pb-c.c)
-  endforeach()
-  add_library(${name} STATIC ${sources})
-  target_include_directories(${name} SYSTEM PUBLIC ${out})
-  target_link_libraries(${name} PUBLIC inferd_flags PkgConfig::protobufc)
-endfunction()
-inferd_proto_library(proto ${CMAKE_SOURCE_DIR}/proto)
-inferd_proto_library(proto_bytes ${proto_copy})
+set(proto_out ${CMAKE_BINARY_DIR}/proto_bytes)
+file(MAKE_DIRECTORY ${proto_out})
+set(proto_sources)
+foreach(file ${proto_files} ${proto_imports})
+  string(REGEX REPLACE "\\.proto$" "" stem ${file})
+  set(path ${proto_copy}/${file})
+  if(file IN_LIST proto_imports) # Google's own, as installed
+    set(path ${PROTOBUF_INCLUDE}/${file})
+  endif()
+  add_custom_command(
+    OUTPUT ${proto_out}/${stem}.pb-c.c ${proto_out}/${stem}.pb-c.h
+    COMMAND ${PROTOC} --plugin=protoc-gen-c=${PROTOC_C} -I ${proto_copy} -I ${PROTOBUF_INCLUDE} -I ${PROTOBUF_C_INCLUDE}
+            --c_out=${proto_out} ${path}
+    DEPENDS ${path} VERBATIM)
+  list(APPEND proto_sources ${proto_out}/${stem}.pb-c.c)
+endforeach()
+add_library(proto_bytes STATIC ${proto_sources})
+target_include_directories(proto_bytes SYSTEM PUBLIC ${proto_out})
+target_link_libraries(proto_bytes PUBLIC inferd_flags PkgConfig::protobufc)
 
 set(descriptor_set ${CMAKE_BINARY_DIR}/descriptors.binpb)
 list(TRANSFORM proto_files PREPEND ${CMAKE_SOURCE_DIR}/proto/ OUTPUT_VARIABLE proto_paths)
