@@ -112,7 +112,7 @@ def test_a_stalled_reader_harms_only_itself():
         channel = s.new_channel([("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)])
         stalled = rpc.InferenceStub(channel).Generate(
             ids_request([3] * 16, 7000, output=pb.Output(logprobs=True, top_logprobs=20)))
-        next(stalled)
+        first = next(stalled)
 
         def paused():
             before = s.status().generated_tokens
@@ -120,10 +120,13 @@ def test_a_stalled_reader_harms_only_itself():
             return s.status().generated_tokens == before
 
         wait_for("the stalled stream is paused", paused, 60 * SLOW)
+        produced = s.status().generated_tokens
         rss = s.rss_bytes()
         beside = gaps_of(s, n)
         assert beside[len(beside) // 2] < 1.5 * alone[len(alone) // 2] + 0.002, "the neighbour's pace suffered"
-        assert s.rss_bytes() < rss + 8 * 2**20
+        assert s.status().generated_tokens == produced + n, "the stalled stream went on"
+        assert (produced - n) * first.ByteSize() < 2**20, "more than its 64 KiB, gRPC's own and the client's window piled up"
+        assert s.rss_bytes() < rss + 32 * 2**20, "beyond the KV blocks that the neighbour touched for the first time"
         wait_for("the slow reader is ended", lambda: s.status().running == 0, 20 * SLOW)
         d = refused(lambda: stalled, C.RESOURCE_EXHAUSTED)
         assert d.message.startswith("SLOW_CONSUMER")
