@@ -39,7 +39,7 @@ typedef struct token_set {
 } token_set;
 
 struct auth {
-    _Atomic int n_tenants;
+    _Atomic int n_tenants;  /* with a token now */
     _Atomic uint64_t share; /* calls one tenant may hold, 0: no limit */
     char *path;             /* owned; NULL: everybody is welcome */
     pthread_rwlock_t lock;  /* guards the rest */
@@ -66,7 +66,6 @@ static tenant *tenant_of(auth *a, const char *name) {
     t->id |= 1; /* 0 means nobody */
     t->auth = a;
     t->output_mean = OUTPUT_GUESS;
-    atomic_fetch_add(&a->n_tenants, 1);
     snprintf(t->name, sizeof t->name, "%s", name);
     t->next = a->tenants;
     a->tenants = t;
@@ -125,8 +124,21 @@ static void apply(tenant *t, const limits *l) {
     pthread_mutex_unlock(&t->lock);
 }
 
+/* What a line says: kept apart until the whole file is known to be good. */
+typedef struct entry {
+    uint8_t digest[32];
+    char tenant[TENANT_NAME_BYTES + 1];
+    limits limits;
+    time_t expires;
+} entry;
+
+typedef struct entry_list {
+    size_t n;
+    entry entry[AUTH_TOKENS_MAX];
+} entry_list;
+
 /* One line into *out; NULL: good, else what is wrong. A blank line leaves *used false. */
-static const char *read_line(auth *a, char *line, const token_set *set, token *out, bool *used) {
+static const char *read_line(char *line, entry *out, bool *used) {
     char *save = NULL;
     *used = false;
     line[strcspn(line, "#\r\n")] = '\0';
@@ -136,21 +148,16 @@ static const char *read_line(auth *a, char *line, const token_set *set, token *o
     if (strncmp(hash, "sha256:", 7) != 0 || !sha256_from_hex(hash + 7, out->digest))
         return "expected sha256: and 64 hex digits";
     if (!name || !good_name(name)) return "expected a tenant's name of [A-Za-z0-9._-]{1,64}";
-    limits l = {0};
+    snprintf(out->tenant, sizeof out->tenant, "%s", name);
     for (const char *option; (option = strtok_r(NULL, " \t", &save));)
-        if (!read_option(option, &l, &out->expires)) return "unknown or bad key=value";
-    out->tenant = tenant_of(a, name);
-    if (!out->tenant) return "out of memory";
-    bool first = true;
-    for (size_t i = 0; i < set->n; i++) first = first && set->token[i].tenant != out->tenant;
-    if (first) apply(out->tenant, &l);
+        if (!read_option(option, &out->limits, &out->expires)) return "unknown or bad key=value";
     *used = true;
     return NULL;
 }
 
-static status read_file(auth *a, token_set *set, error *err) {
-    FILE *f = fopen(a->path, "re");
-    if (!f) return error_set(err, E_NOTFOUND, "cannot read auth.tokens_file %s", a->path);
+static status read_file(const char *path, entry_list *list, error *err) {
+    FILE *f = fopen(path, "re");
+    if (!f) return error_set(err, E_NOTFOUND, "cannot read auth.tokens_file %s", path);
     char line[LINE_BYTES];
     const char *wrong = NULL;
     int n_line = 0;
@@ -159,30 +166,60 @@ static status read_file(auth *a, token_set *set, error *err) {
         n_line++;
         if (!strchr(line, '\n') && !feof(f))
             wrong = "the line is too long";
-        else if (set->n == AUTH_TOKENS_MAX)
+        else if (list->n == AUTH_TOKENS_MAX)
             wrong = "too many tokens";
         else
-            wrong = read_line(a, line, set, &set->token[set->n], &used);
-        if (!wrong && used) set->n++;
+            wrong = read_line(line, &list->entry[list->n], &used);
+        if (!wrong && used) list->n++;
     }
     const bool broken = ferror(f) != 0;
     fclose(f);
-    if (broken) return error_set(err, E_NOTFOUND, "cannot read auth.tokens_file %s", a->path);
-    if (wrong) return error_set(err, E_FORMAT, "%s:%d: %s", a->path, n_line, wrong);
-    if (set->n == 0) return error_set(err, E_FORMAT, "%s: no token: nobody could call", a->path);
+    if (broken) return error_set(err, E_NOTFOUND, "cannot read auth.tokens_file %s", path);
+    if (wrong) return error_set(err, E_FORMAT, "%s:%d: %s", path, n_line, wrong);
+    if (list->n == 0) return error_set(err, E_FORMAT, "%s: no token: nobody could call", path);
+    return OK;
+}
+
+/* Under the lock: the new tokens, all of them or none. */
+static status adopt(auth *a, const entry_list *list, token_set *set) {
+    int n_tenants = 0;
+    for (size_t i = 0; i < list->n; i++) {
+        const entry *e = &list->entry[i];
+        token *t = &set->token[i];
+        memcpy(t->digest, e->digest, sizeof t->digest);
+        t->expires = e->expires;
+        t->tenant = tenant_of(a, e->tenant);
+        if (!t->tenant) return E_NOMEM;
+    }
+    set->n = list->n;
+    for (size_t i = 0; i < set->n; i++) {
+        bool first = true; /* line of this tenant: its limits count */
+        for (size_t k = 0; k < i; k++)
+            first = first && set->token[k].tenant != set->token[i].tenant;
+        if (!first) continue;
+        apply(set->token[i].tenant, &list->entry[i].limits);
+        n_tenants++;
+    }
+    atomic_store(&a->n_tenants, n_tenants);
+    a->set = set;
     return OK;
 }
 
 status auth_reload(auth *a, error *err) {
     if (!a->path) return OK;
-    token_set *set = calloc(1, sizeof *set);
-    if (!set) return error_set(err, E_NOMEM, "auth: out of memory");
-    pthread_rwlock_wrlock(&a->lock);
-    const status e = read_file(a, set, err);
-    token_set *old = e == OK ? a->set : set;
-    if (e == OK) a->set = set;
-    pthread_rwlock_unlock(&a->lock);
-    free(old);
+    token_set *set = calloc(1, sizeof *set), *old = NULL;
+    entry_list *list = calloc(1, sizeof *list);
+    status e = set && list ? read_file(a->path, list, err) /* unlocked: a disk may be slow */
+                           : error_set(err, E_NOMEM, "auth: out of memory");
+    if (e == OK) {
+        pthread_rwlock_wrlock(&a->lock);
+        old = a->set;
+        e = adopt(a, list, set);
+        pthread_rwlock_unlock(&a->lock);
+        if (e != OK) error_set(err, e, "auth: out of memory");
+    }
+    free(e == OK ? old : set);
+    free(list);
     return e;
 }
 

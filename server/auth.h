@@ -6,8 +6,9 @@
  *
  *   streams=N             Generate calls at a time
  *   waiting_tokens=N      prompt tokens of its waiting and running calls
- *   tokens_per_minute=N   prompt + output tokens; max_tokens is charged at admission, the rest
- * given back expires=YYYY-MM-DD    the token is refused from that day on (UTC)
+ *   tokens_per_minute=N   prompt + output tokens; max_tokens is charged at admission, the unused
+ *                         rest given back
+ *   expires=YYYY-MM-DD    the token is refused from that day on (UTC)
  *
  * A tenant may have several tokens; its limits are those of its first line. The file holds no
  * secret: `printf %s TOKEN | sha256sum` makes a line. When a tokens file is configured every method
@@ -37,7 +38,7 @@ typedef struct identity {
 /* path NULL: everybody is welcome. E_NOTFOUND: unreadable; E_FORMAT with line number. */
 BASE_MUST_USE status auth_open(const char *path, auth **out, error *err);
 void auth_close(auth *a); /* NULL is legal */
-/* On any error the old tokens stay. */
+/* On any error the old tokens stay, and with them the limits of their tenants. */
 BASE_MUST_USE status auth_reload(auth *a, error *err);
 bool auth_required(const auth *a);
 /* With several tenants, none may hold more calls than this: the queue has room for the others. */

@@ -119,6 +119,58 @@ START_TEST(bad_files_are_refused_and_change_nothing) {
 }
 END_TEST
 
+/* The first line is good and has other limits, the second is not: neither may take effect. */
+START_TEST(a_bad_file_leaves_limits_alone) {
+    auth *a;
+    error err;
+    identity who;
+    int retry_ms;
+    turns clock = {0};
+    tenant_charge c[2];
+    char hex[65], text[300];
+    write_line("x", "t streams=1");
+    ck_assert_int_eq(auth_open(path, &a, &err), OK);
+    ck_assert(enters(a, "Bearer x", &who));
+    hash_of("x", hex);
+    snprintf(text, sizeof text, "sha256:%s t streams=2\nsha256:%s other\nbroken\n", hex, hex);
+    write_file(text);
+    ck_assert_int_eq(auth_reload(a, &err), E_FORMAT);
+    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[1], &retry_ms), E_FULL);
+    write_line("x", "t streams=2");
+    ck_assert_int_eq(auth_reload(a, &err), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[1], &retry_ms), OK);
+    tenant_release(&c[0], 2);
+    tenant_release(&c[1], 2);
+    auth_close(a);
+}
+END_TEST
+
+/* A tenant whose tokens are gone no longer makes the one that is left share the queue. */
+START_TEST(shares_are_for_those_with_tokens) {
+    auth *a;
+    error err;
+    identity who;
+    int retry_ms;
+    turns clock = {0};
+    tenant_charge c[2];
+    char hex[2][65], text[300];
+    hash_of("x", hex[0]);
+    hash_of("y", hex[1]);
+    snprintf(text, sizeof text, "sha256:%s x\nsha256:%s y\n", hex[0], hex[1]);
+    write_file(text);
+    ck_assert_int_eq(auth_open(path, &a, &err), OK);
+    auth_set_share(a, 1);
+    ck_assert(enters(a, "Bearer x", &who));
+    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[1], &retry_ms), E_FULL);
+    write_line("x", "x");
+    ck_assert_int_eq(auth_reload(a, &err), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[1], &retry_ms), OK);
+    auth_close(a);
+}
+END_TEST
+
 START_TEST(limits_hold) {
     auth *a;
     error err;
@@ -207,6 +259,8 @@ int main(void) {
     tcase_add_test(t, only_the_token_enters);
     tcase_add_test(t, expired_tokens_stay_out);
     tcase_add_test(t, bad_files_are_refused_and_change_nothing);
+    tcase_add_test(t, a_bad_file_leaves_limits_alone);
+    tcase_add_test(t, shares_are_for_those_with_tokens);
     tcase_add_test(t, limits_hold);
     tcase_add_test(t, turns_are_fair);
     suite_add_tcase(s, t);
