@@ -5,7 +5,8 @@
  *   bench_engine --model M.gguf [--backend cpu|cuda|auto] [--threads N] [--deterministic]
  *     [--batch 1,8,32] [--prompt 512] [--output 128]    decode: every batch with every prompt
  *     [--prefill 512,2048]                              one prompt at a time, one token out
- *     [--mixed load.json]        {"requests_in_out": [[prompt, output], ...]}, all at once
+ *     [--mixed load.json]        {"requests_in_out": [[prompt, output], ...]}, all at once; prints
+ *                                where the steps' time went and the gaps between tokens
  *     [--max-sequences 256] [--max-step-tokens 2048] [--context N]
  *     [--kv-type f16|bf16|f32|i8] [--kv-blocks N] [--kv-block-tokens 32] [--kv-bytes N]
  *     [--bandwidth GB/s]         prints what share of it weights and KV alone would take
@@ -20,6 +21,7 @@
 #include "base/clock.h"
 #include "engine/engine.h"
 #include "engine/gguf.h"
+#include "tests/bench/step_table.h"
 
 enum { LIST_MAX = 32, STEPS_MAX = 1 << 20 };
 
@@ -40,8 +42,8 @@ typedef struct args {
 typedef struct tally {
     int batch; /* only steps with this many decodes and no prefill go into ns[] */
     int n;
-    int64_t *ns; /* [STEPS_MAX] */
-    int64_t prefill_ns, prefill_tokens;
+    int64_t *ns;      /* [STEPS_MAX] */
+    step_table table; /* of the mixed load */
 } tally;
 
 struct bench;
@@ -49,6 +51,7 @@ typedef struct stream {
     struct bench *bench;
     engine_request request;
     int n_tokens;
+    int64_t last_ns; /* when its last token came */
 } stream;
 
 typedef struct bench {
@@ -168,10 +171,8 @@ static args parse(int argc, char **argv) {
 
 static void on_step(void *ctx, const step_report *r) {
     tally *t = &((bench *)ctx)->tally;
-    if (r->n_prefill_tokens > 0) {
-        t->prefill_ns += r->step_ns;
-        t->prefill_tokens += r->n_prefill_tokens;
-    } else if (r->n_decode_tokens == t->batch && t->n < STEPS_MAX)
+    step_table_add(&t->table, r);
+    if (r->n_prefill_tokens == 0 && r->n_decode_tokens == t->batch && t->n < STEPS_MAX)
         t->ns[t->n++] = r->step_ns;
 }
 
@@ -184,6 +185,9 @@ static void on_event(void *ctx, const engine_event *e) {
     stream *s = ctx;
     bench *b = s->bench;
     if (e->kind == EVENT_TOKEN) {
+        const int64_t now = clock_now_ns();
+        if (s->n_tokens > 0) step_table_gap(&b->tally.table, now - s->last_ns);
+        s->last_ns = now;
         b->n_tokens++;
         if (s->n_tokens++ == 0 && b->gate) {
             atomic_store(&s->request.paused, true);
@@ -345,6 +349,7 @@ static void bench_mixed(bench *b) {
     printf("mixed: %d requests, %ld tokens in, %ld out, %.2f s, %.1f output tok/s, "
            "%llu preemptions so far\n",
            n, in, b->n_tokens, ms(wall) / 1e3, rate, (unsigned long long)s.preemptions);
+    step_table_print(&b->tally.table);
     json_array_append_new(b->report, json_pack("{s:s,s:i,s:i,s:f,s:f}", "case", "mixed", "requests",
                                                n, "output_tokens", (int)b->n_tokens, "seconds",
                                                ms(wall) / 1e3, "tokens_per_s", rate));
