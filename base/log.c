@@ -24,7 +24,7 @@ typedef struct line {
     size_t n;
 } line;
 
-static const char *const level_names[] = {"debug", "info", "warn", "error"};
+static const char *const level_names[] = {"debug", "info", "warn", "error", "info"};
 
 void log_init(log_level min_level, bool json) {
     logger.min_level = min_level;

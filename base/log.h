@@ -9,7 +9,8 @@
 
 #include "base/status.h"
 
-typedef enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR } log_level;
+/* LOG_ALWAYS: written as info at every level, for what other programs wait for ("ready"). */
+typedef enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR, LOG_ALWAYS } log_level;
 
 /* One key=value of an event. Build with the macros below. */
 typedef struct log_field {

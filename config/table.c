@@ -117,7 +117,9 @@ static const config_key table[] = {
      .doc = "After this long the process ends with exit code 7, to be restarted."},
 
     {"log.level", KEY_ENUM, MEMBER(log.level), .initial = "info",
-     .choices = "debug|info|warn|error", .doc = "Least severe event that is logged."},
+     .choices = "debug|info|warn|error",
+     .doc = "Least severe event that is logged; the event "
+            "ready always is."},
     {"log.format", KEY_ENUM, MEMBER(log.format), .initial = "text", .choices = "text|json",
      .doc = "text: key=value; json: one object a line."},
 

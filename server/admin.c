@@ -6,15 +6,28 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include "server/statusz.h"
 
-enum { CONNECTIONS_MAX = 64, TIMEOUT_S = 10, HOST_BYTES = 256 };
+/* One peer cannot take all connections, so that a probe from elsewhere gets through. */
+enum {
+    CONNECTIONS_MAX = 64,
+    CONNECTIONS_A_PEER_MAX = 32,
+    TIMEOUT_S = 10,
+    HOST_BYTES = 256,
+    BACKLOG = 64
+};
+
+static const char UNIX_SCHEME[] = "unix:";
 
 struct admin {
     server *server;
     struct MHD_Daemon *daemon;
     char address[HOST_BYTES + 16];
+    const char *socket_path; /* of a unix socket, within address; else NULL */
 };
 
 static void write_metrics(server *s, FILE *out) {
@@ -116,30 +129,60 @@ static status resolve(const char *addr, char host[HOST_BYTES], struct addrinfo *
     return OK;
 }
 
-status admin_open(server *s, const char *addr, admin **out, error *err) {
-    admin *a = calloc(1, sizeof *a);
-    if (!a) return error_set(err, E_NOMEM, "admin: out of memory");
-    a->server = s;
+static status open_unix(admin *a, const char *addr, error *err) {
+    struct sockaddr_un sa = {.sun_family = AF_UNIX};
+    const char *path = addr + strlen(UNIX_SCHEME);
+    struct stat st;
+    if (*path == '\0' || strlen(path) >= sizeof sa.sun_path)
+        return error_set(err, E_IO, "admin.listen: %s: a path of 1 to %zu bytes is needed", addr,
+                         sizeof sa.sun_path - 1);
+    snprintf(sa.sun_path, sizeof sa.sun_path, "%s", path);
+    snprintf(a->address, sizeof a->address, "%s", addr);
+    /* A socket that an earlier process left behind would be in the way; other files stay. */
+    if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode)) unlink(path);
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd >= 0 && bind(fd, (struct sockaddr *)&sa, sizeof sa) == 0 && listen(fd, BACKLOG) == 0) {
+        a->socket_path = a->address + strlen(UNIX_SCHEME);
+        a->daemon = MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_EPOLL, 0, NULL, NULL,
+                                     on_request, a, MHD_OPTION_LISTEN_SOCKET, fd,
+                                     MHD_OPTION_CONNECTION_LIMIT, CONNECTIONS_MAX,
+                                     MHD_OPTION_CONNECTION_TIMEOUT, TIMEOUT_S, MHD_OPTION_END);
+    }
+    if (a->daemon) return OK;
+    if (fd >= 0) close(fd);
+    return error_set(err, E_IO, "cannot listen on %s (admin.listen)", addr);
+}
+
+static status open_tcp(admin *a, const char *addr, error *err) {
     char host[HOST_BYTES];
     struct addrinfo *ai;
     const status e = resolve(addr, host, &ai, err);
-    if (e != OK) {
-        free(a);
-        return e;
-    }
+    if (e != OK) return e;
     unsigned flags = MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_EPOLL;
     if (ai->ai_family == AF_INET6) flags |= MHD_USE_IPv6;
     a->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_request, a, MHD_OPTION_SOCK_ADDR,
                                  ai->ai_addr, MHD_OPTION_CONNECTION_LIMIT, CONNECTIONS_MAX,
+                                 MHD_OPTION_PER_IP_CONNECTION_LIMIT, CONNECTIONS_A_PEER_MAX,
                                  MHD_OPTION_CONNECTION_TIMEOUT, TIMEOUT_S, MHD_OPTION_END);
     freeaddrinfo(ai);
-    if (!a->daemon) {
-        free(a);
+    if (!a->daemon)
         return error_set(err, E_IO, "cannot listen on %s (admin.listen; in use?)", addr);
-    }
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(a->daemon, MHD_DAEMON_INFO_BIND_PORT);
     snprintf(a->address, sizeof a->address, flags & MHD_USE_IPv6 ? "[%s]:%u" : "%s:%u", host,
              info ? (unsigned)info->port : 0u);
+    return OK;
+}
+
+status admin_open(server *s, const char *addr, admin **out, error *err) {
+    admin *a = calloc(1, sizeof *a);
+    if (!a) return error_set(err, E_NOMEM, "admin: out of memory");
+    a->server = s;
+    const bool is_unix = strncmp(addr, UNIX_SCHEME, strlen(UNIX_SCHEME)) == 0;
+    const status e = is_unix ? open_unix(a, addr, err) : open_tcp(a, addr, err);
+    if (e != OK) {
+        admin_close(a);
+        return e;
+    }
     *out = a;
     return OK;
 }
@@ -150,6 +193,7 @@ const char *admin_address(const admin *a) {
 
 void admin_close(admin *a) {
     if (!a) return;
-    MHD_stop_daemon(a->daemon);
+    if (a->daemon) MHD_stop_daemon(a->daemon);
+    if (a->socket_path) unlink(a->socket_path);
     free(a);
 }

@@ -142,7 +142,7 @@ static int run(const config *c, const sigset_t *signals) {
     if (load_open(&load_opts, s, SIGNAL_LOADED, &l, &err) != OK) goto fail;
     if (!wait_loaded(l, signals, &code)) goto done; /* refused: it has said why */
     if (watchdog_open(s, c->watchdog.not_ready_s, c->watchdog.exit_s, &w, &err) != OK) goto fail;
-    log_event(LOG_INFO, "ready", LOG_STR("addr", server_address(s)),
+    log_event(LOG_ALWAYS, "ready", LOG_STR("addr", server_address(s)),
               LOG_STR("admin", a ? admin_address(a) : "off"),
               LOG_STR("health", server_health_address(s)), LOG_DBL("up_s", server_uptime_s(s)));
 

@@ -181,6 +181,10 @@ static void write_gauges(const writer *w, const metrics_view *v) {
     put_sample(w, "inferd_memory_bytes", "kind", "workspace", (double)v->memory.workspace_bytes);
     put_one(w, "inferd_last_step_age_seconds", "gauge", "Time since the engine finished a step.",
             v->last_step_age_s);
+    if (v->tls_not_after_s > 0)
+        put_one(w, "inferd_tls_certificate_not_after_seconds", "gauge",
+                "End of the certificate in use, in seconds since 1970.",
+                (double)v->tls_not_after_s);
 
     put_type(w->out, "inferd_build_info", "gauge", "1; the labels say what runs.");
     put_sample(w, "inferd_build_info", "version", v->version, 1);
@@ -221,6 +225,9 @@ static void write_counters(const writer *w, const metrics *m, const metrics_view
     put_one(w, "inferd_tls_reload_failures_total", "counter",
             "Certificate files that were not usable; the old ones stayed.",
             (double)load(&m->tls_reload_failures));
+    put_one(w, "inferd_token_reload_failures_total", "counter",
+            "Token files that were not usable; the old tokens stayed.",
+            (double)load(&m->token_reload_failures));
 }
 
 /* The names that the Gateway API inference extension and llm-d read. */

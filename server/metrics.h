@@ -39,7 +39,7 @@ enum { FINISH_REASONS = FINISH_ABORTED + 1, ERRORS_KEPT = 8, ERROR_KEPT_BYTES = 
 typedef struct metrics {
     _Atomic uint64_t outcomes[OUTCOMES];
     _Atomic uint64_t finish[FINISH_REASONS];
-    _Atomic uint64_t tls_reload_failures, auth_denied;
+    _Atomic uint64_t tls_reload_failures, token_reload_failures, auth_denied;
     histogram ttft_s, inter_token_s, queue_s, request_s, prompt_tokens, output_tokens, batch_size;
     histogram step_s[STEP_KINDS];
     _Atomic int64_t step_ns_mean; /* smoothed */
@@ -64,6 +64,7 @@ typedef struct metrics_view {
     backend_memory memory;
     int kv_block_tokens;
     double last_step_age_s;
+    int64_t tls_not_after_s; /* seconds since 1970; 0: no TLS */
     bool vllm_aliases;
 } metrics_view;
 /* Prometheus text format 0.0.4. */

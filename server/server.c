@@ -149,6 +149,7 @@ void server_view(const server *s, metrics_view *out) {
                           .quantization = "",
                           .backend = "",
                           .device = "",
+                          .tls_not_after_s = s->tls ? tls_not_after_s(s->tls) : 0,
                           .vllm_aliases = s->options.vllm_aliases};
     served_model m;
     if (!server_model(s, &m)) return;
@@ -263,10 +264,13 @@ static void reload_certificates(server *s) {
 
 void server_reload(server *s) {
     error err = {.code = OK};
-    if (auth_reload(s->auth, &err) != OK)
+    if (auth_reload(s->auth, &err) != OK) {
+        atomic_fetch_add(&s->metrics.token_reload_failures, 1);
+        metrics_error(&s->metrics, "the tokens file is not usable; the old tokens stay");
         log_event(LOG_ERROR, "tokens_reload_failed", LOG_STR("error", err.text));
-    else if (auth_required(s->auth))
+    } else if (auth_required(s->auth)) {
         log_event(LOG_INFO, "tokens_reloaded", LOG_BOOL("ok", true));
+    }
     if (s->tls) reload_certificates(s);
 }
 

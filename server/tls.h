@@ -1,6 +1,7 @@
-/* Server certificates from files, replaced without restart: the files are read and checked (pair
- * matches, chain parses) by tls_reload, and each new handshake gets the newest good ones. Running
- * streams are untouched. Thread: tls_reload one at a time; handshakes any. */
+/* Server certificates from files, replaced without restart: the files are read and checked (OpenSSL
+ * takes them, the pair matches, the chain parses, now is in their time) by tls_reload, and each new
+ * handshake gets the newest good ones. Running streams are untouched. Thread: tls_reload and
+ * tls_files_changed one at a time; handshakes and tls_not_after_s any. */
 #ifndef INFERD_SERVER_TLS_H
 #define INFERD_SERVER_TLS_H
 
@@ -15,14 +16,17 @@
 typedef struct tls tls;
 
 /* client_ca NULL: no client certificate is asked for; else one that it signed is required. E_IO
- * names the file or says that key and certificate do not belong together. */
+ * names the file and says what is wrong with it. */
 BASE_MUST_USE status tls_open(const char *cert, const char *key, const char *client_ca, tls **out,
                               error *err);
 /* Credentials for a port; the caller releases them. t outlives the server. */
 grpc_server_credentials *tls_credentials(tls *t);
 /* Re-reads the files. *changed: there are new ones. On any error the old ones stay. */
 BASE_MUST_USE status tls_reload(tls *t, bool *changed, error *err);
-/* The files have other times than at the last look: reload is worth it. */
+/* To be asked about every second. True: the files have been replaced since the last tls_reload, and
+ * a look later they still were as the last look found them (or they never come to rest). */
 bool tls_files_changed(tls *t);
+/* When the certificate in use ends, in seconds since 1970; 0: unknown. */
+int64_t tls_not_after_s(tls *t);
 void tls_close(tls *t); /* NULL is legal; after the grpc_server is gone */
 #endif
