@@ -36,6 +36,7 @@
 
 /* Engine */
 #define LIMIT_SEQUENCES              1024  /* engine.max_sequences */
+#define LIMIT_ACCOUNTS               4096  /* tenants since the start: they are never forgotten */
 #define LIMIT_STEP_TOKENS            16384 /* engine.max_step_tokens */
 #define LIMIT_KV_BLOCK_TOKENS        32
 #define LIMIT_PREEMPTIONS_BEFORE_PIN 3
@@ -47,6 +48,7 @@
 #define LIMIT_STEP_SEEN              (1 << 18) /* penalised tokens in a step */
 
 /* Model files: model shape bounds, see engine/gguf.h for the container's own */
+#define LIMIT_MAPPINGS 1024 /* files mapped at once: parts of a split model */
 #define LIMIT_LAYERS   512
 #define LIMIT_HEADS    1024
 #define LIMIT_HEAD_DIM 512

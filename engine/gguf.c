@@ -1,60 +1,16 @@
-/* Opening and closing: mapping, parts of a split model, the digest.
- *
- * Files are mapped read-only, so that start-up touches only the header. The price: if a file is
- * truncated while it is mapped, reading it raises SIGBUS. The size is therefore taken once, from
- * the open descriptor, and held against the descriptor again when the index is built; replace model
- * files by renaming, never in place. */
+/* Opening and closing: mapped files, parts of a split model, the digest. Files are mapped, so that
+ * start-up touches only the header; base/mapping.h says what happens when one is truncated
+ * meanwhile. */
 #include "engine/gguf.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/checked.h"
 #include "engine/gguf_priv.h"
 
 enum { PATH_BYTES_MAX = 4096 };
-
-/* Maps path. The descriptor stays open for the second look at the size; the caller closes it. */
-static status map_file(const char *path, gguf_part *part, int *fd_out, error *err) {
-    struct stat st;
-    /* O_NONBLOCK: opening a FIFO must not wait for its writer. */
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (fd < 0)
-        return error_set(err, errno == ENOENT || errno == ENOTDIR ? E_NOTFOUND : E_IO, "%s: %s",
-                         path, strerror(errno));
-    if (fstat(fd, &st) != 0) {
-        (void)error_set(err, E_IO, "%s: %s", path, strerror(errno));
-        goto fail_fd;
-    }
-    if (!S_ISREG(st.st_mode)) {
-        (void)error_set(err, E_IO, "%s: not a regular file", path);
-        goto fail_fd;
-    }
-    if (st.st_size < 24) {
-        (void)error_set(err, E_FORMAT, "%s: too short for a GGUF header", path);
-        goto fail_fd;
-    }
-    part->bytes = (size_t)st.st_size;
-    void *data = mmap(NULL, part->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (data == MAP_FAILED) {
-        (void)error_set(err, E_IO, "%s: mmap: %s", path, strerror(errno));
-        goto fail_fd;
-    }
-    part->data = data;
-    part->mapped = true;
-    *fd_out = fd;
-    return OK;
-
-fail_fd:
-    close(fd);
-    return err->code;
-}
 
 static status add_part(gguf *g, gguf_part part) {
     gguf_part *parts = realloc(g->parts, ((size_t)g->n_parts + 1) * sizeof *parts);
@@ -64,23 +20,30 @@ static status add_part(gguf *g, gguf_part part) {
     return OK;
 }
 
+static void part_close(gguf_part *part) {
+    mapping_close(&part->file);
+    free(part->path);
+}
+
 /* Maps and parses one file; its keys go to *meta. */
 static status open_part(gguf *g, const char *path, gguf_meta *meta, error *err) {
     gguf_part part = {0};
-    struct stat st;
-    int fd = -1;
-    status s = map_file(path, &part, &fd, err);
+    error changed;
+    status s = mapping_open(path, &part.file, err);
     if (s != OK) return s;
-    s = add_part(g, part);
+    part.data = part.file.data;
+    part.bytes = part.file.bytes;
+    part.path = strdup(path);
+    s = part.path == NULL ? E_NOMEM : add_part(g, part);
     if (s != OK) {
-        munmap((void *)part.data, part.bytes);
-        close(fd);
+        part_close(&part);
         return error_set(err, s, "%s: parts", path);
     }
     s = gguf_parse_part(g, &part, path, meta, err);
-    if (s == OK && (fstat(fd, &st) != 0 || (size_t)st.st_size != part.bytes))
-        s = error_set(err, E_IO, "%s: changed its size while it was read", path);
-    close(fd);
+    if (mapping_check(&part.file, path, &changed) != OK) { /* this explains any other complaint */
+        *err = changed;
+        s = changed.code;
+    }
     return s;
 }
 
@@ -208,10 +171,18 @@ void gguf_close(gguf *g) {
     gguf_meta_deinit(&g->meta);
     name_table_deinit(&g->tensor_names);
     free(g->tensors);
-    for (int i = 0; i < g->n_parts; i++)
-        if (g->parts[i].mapped) munmap((void *)g->parts[i].data, g->parts[i].bytes);
+    for (int i = 0; i < g->n_parts; i++) part_close(&g->parts[i]);
     free(g->parts);
     free(g);
+}
+
+status gguf_check_unchanged(const gguf *g, error *err) {
+    for (int i = 0; i < g->n_parts; i++) {
+        if (g->parts[i].path == NULL) continue;
+        const status s = mapping_check(&g->parts[i].file, g->parts[i].path, err);
+        if (s != OK) return s;
+    }
+    return OK;
 }
 
 uint64_t gguf_file_bytes(const gguf *g) {

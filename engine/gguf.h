@@ -53,6 +53,10 @@ typedef struct gguf_array {
  * E_UNSUPPORTED (v1, big-endian, removed or unknown tensor type, named). On failure nothing stays
  * mapped. */
 BASE_MUST_USE status gguf_open(const char *path, gguf **out, error *err);
+/* E_IO when a file of g is not what it was at open: truncated, rewritten, unreadable. Nobody
+ * crashes on that (base/mapping.h), but what was read may be wrong: ask after the last read, before
+ * use. */
+BASE_MUST_USE status gguf_check_unchanged(const gguf *g, error *err);
 /* Parses bytes in memory (tests, fuzzing); borrowed until close. */
 BASE_MUST_USE status gguf_open_memory(const void *data, size_t bytes, gguf **out, error *err);
 void gguf_close(gguf *g);

@@ -2,6 +2,7 @@
 #ifndef INFERD_ENGINE_GGUF_PRIV_H
 #define INFERD_ENGINE_GGUF_PRIV_H
 
+#include "base/mapping.h"
 #include "engine/gguf.h"
 
 /* Bounds of the container beyond what the file's size implies: they keep the cost of refusing a
@@ -58,9 +59,10 @@ void gguf_meta_deinit(gguf_meta *m);
 const gguf_kv *gguf_meta_find(const gguf_meta *m, const char *key);
 
 typedef struct gguf_part {
-    const uint8_t *data;
+    const uint8_t *data; /* the file's, or borrowed */
     size_t bytes;
-    bool mapped; /* else borrowed */
+    mapping file; /* zero when borrowed */
+    char *path;   /* owned; NULL when borrowed */
 } gguf_part;
 
 struct gguf {

@@ -60,6 +60,7 @@ static status load_spellings(tokenizer *t, const gguf *g, error *err) {
     uint32_t at = 0;
     for (uint64_t i = 0; s == OK && i < a.count; i++) {
         if (!gguf_array_str(&a, i, &v)) return wrong_type(KEY("tokens"), err);
+        if (v.len > bytes - at) return error_set(err, E_FORMAT, "%s changes", KEY("tokens"));
         t->spelling.start[i] = at;
         if (v.len > 0) memcpy(t->spelling.bytes + at, v.s, v.len);
         at += (uint32_t)v.len;

@@ -215,7 +215,16 @@ static status load_steps(loader *l) {
     log_memory(l);
     s = selftest_run(l->engine, weights_desc(l->weights)->n_vocab, l->sha256, &l->err);
     if (s == E_DEVICE) l->exit_code = EXIT_NO_DEVICE;
+    if (s == OK) s = gguf_check_unchanged(l->file, &l->err); /* else the weights may be zeros */
     return s == OK ? serve(l, device) : s;
+}
+
+/* A file that changed while it was read explains any other complaint about it. */
+static void blame_file(loader *l) {
+    error changed;
+    if (l->file == NULL || gguf_check_unchanged(l->file, &changed) == OK) return;
+    l->err = changed;
+    l->exit_code = EXIT_BAD_MODEL;
 }
 
 static void *load_main(void *arg) {
@@ -223,6 +232,7 @@ static void *load_main(void *arg) {
     l->start_ns = clock_now_ns();
     on_progress(l, 0);
     l->result = load_steps(l);
+    if (l->result != OK) blame_file(l);
     /* The backend has its own copy of everything: nothing reads the file after this. */
     weights_close(l->weights);
     l->weights = NULL;
