@@ -44,7 +44,8 @@ def test_logprobs_equal_the_reference(server):
         tops = [t.logprob for t in e.top]
         assert len(tops) == 20 and tops == sorted(tops, reverse=True)
         assert e.rank >= 1 and (e.rank > 20 or math.isclose(e.logprob, tops[e.rank - 1], abs_tol=1e-6))
-    assert len(off) > 100 and sum(off) / len(off) < 0.2, sum(off) / len(off)
+    print(f"{len(off)} log-probabilities: mean |d| {sum(off) / len(off):.1e}, worst {max(off):.1e}")
+    assert len(off) > 100 and max(off) < 1e-3
 
 
 def test_a_stream_of_text(server):
