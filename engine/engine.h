@@ -84,8 +84,12 @@ struct engine_request {
     char cache_salt[LIMIT_CACHE_SALT_BYTES];
     int cache_salt_bytes;
     uint64_t tenant; /* 0: none; prefix-cache entries are shared only within a tenant */
-    uint64_t turn;   /* among the waiting of equal priority and deadline class the smaller goes
-                        first, then arrival; all 0: arrival alone. Fair turns of tenants */
+    uint64_t turn;   /* among the waiting of equal priority the smaller goes first, then deadline
+                        class and arrival; all 0: those alone. Fair turns of tenants */
+    int account;     /* 0: none; 1..LIMIT_ACCOUNTS: whose KV blocks these are. Requests of one
+                        tenant name the same account: blocks that they share count once */
+    int account_blocks_max; /* blocks the account's sequences may hold together, as of its latest
+                               request; 0: no bound */
     void (*on_event)(void *ctx, const engine_event *e);
     void *ctx;
 
@@ -157,9 +161,9 @@ int engine_context_length(const engine *e);
 BASE_MUST_USE status engine_start(engine *e, error *err);
 
 /* E_FULL: queue_max_requests or queue_max_tokens; E_TOO_LARGE: prompt + max_tokens (or one block)
- * exceeds the whole KV pool; E_STATE: stopping; E_DEVICE: after a fault; E_INTERNAL: out of host
- * memory for this request; E_INVAL: a field outside the contract above (token id, count, range). On
- * any of these the request is untouched and stays the caller's. */
+ * exceeds the whole KV pool or account_blocks_max; E_STATE: stopping; E_DEVICE: after a fault;
+ * E_INTERNAL: out of host memory for this request; E_INVAL: a field outside the contract above
+ * (token id, count, range). On any of these the request is untouched and stays the caller's. */
 BASE_MUST_USE status engine_submit(engine *e, engine_request *r);
 /* After setting stop, choices_done, or clearing paused. Cheap. */
 void engine_wake(engine *e);

@@ -8,7 +8,7 @@
 /* A rank is one number so that orders are one comparison:
  *   waiting: priority 8 bits | new after preempted 1 | deadline class 3 | age 52
  *   running: not the oldest 1 | priority 8 | age 52 (set when the list is sorted) */
-enum { AGE_BITS = 52, CHOICE_BITS = 3 };
+enum { AGE_BITS = 52, CLASS_BITS = 3, CHOICE_BITS = 3 };
 
 static uint64_t priority_rank(const sequence *q) {
     return (uint64_t)(LIMIT_PRIORITY - q->group->request->priority);
@@ -39,7 +39,14 @@ status sched_init(sched *s, kv_pool *kv, int max_sequences, int max_step_tokens)
                  .max_step_tokens = max_step_tokens,
                  .next_check_ns = TIME_NEVER};
     s->running = calloc((size_t)max_sequences, sizeof(sequence *));
-    if (s->running == NULL) return E_NOMEM;
+    s->account = calloc(LIMIT_ACCOUNTS + 1, sizeof *s->account);
+    if (s->running == NULL || s->account == NULL) {
+        free(s->running);
+        free(s->account);
+        s->running = NULL;
+        s->account = NULL;
+        return E_NOMEM;
+    }
     s->waiting.next = s->waiting.prev = &s->waiting;
     s->live.next = s->live.prev = &s->live;
     s->retired.next = s->retired.prev = &s->retired;
@@ -50,6 +57,7 @@ void sched_deinit(sched *s) {
     if (s->running == NULL) return;
     assert(s->n_live == 0 && s->n_running == 0 && s->retired.next == &s->retired);
     free(s->running);
+    free(s->account);
     *s = (sched){0};
 }
 
@@ -83,12 +91,13 @@ static void count_waiting(sched *s, const seq_group *g, int sign) {
         s->waiting_tokens -= (uint64_t)g->n_prompt;
 }
 
-/* Does a wait behind b? By rank, but the turn goes before the age. */
+/* Does a wait behind b? By rank, but the turn goes before deadline class and age: else a tenant
+ * could pass the others with short deadlines. */
 static bool behind(const sequence *a, const sequence *b) {
-    const uint64_t class_a = a->rank >> AGE_BITS, class_b = b->rank >> AGE_BITS;
+    const int below = AGE_BITS + CLASS_BITS;
     const uint64_t turn_a = a->group->request->turn, turn_b = b->group->request->turn;
-    if (class_a != class_b) return class_a > class_b;
-    return turn_a != turn_b ? turn_a > turn_b : a->age > b->age;
+    if (a->rank >> below != b->rank >> below) return a->rank > b->rank;
+    return turn_a != turn_b ? turn_a > turn_b : a->rank > b->rank;
 }
 
 void sched_enqueue(sched *s, sequence *q) {
@@ -118,6 +127,10 @@ void sched_add(sched *s, seq_group *g) {
     g->arrival = ++s->n_arrived;
     g->deadline_class = deadline_class(r);
     g->root = kv_chain_root(s->kv, r->tenant, r->cache_salt, r->cache_salt_bytes);
+    if (r->account > 0) {
+        g->account = &s->account[r->account];
+        g->account->n_blocks_max = r->account_blocks_max;
+    }
     for (int c = 0; c < g->n_choices; c++) {
         g->seq[c].age = g->arrival << CHOICE_BITS | (uint64_t)c;
         g->seq[c].chain = g->root;
@@ -136,6 +149,7 @@ void sched_start(sched *s, sequence *q, int64_t now_ns) {
     s->sorted = false;
     q->state = SEQ_RUNNING;
     q->rank = running_rank(q);
+    if (g->account != NULL) g->account->n_running++;
     if (g->n_running++ == 0) count_waiting(s, g, -1);
     if (g->started) return;
     g->started = true;
@@ -150,18 +164,24 @@ static void leave_running(sched *s, sequence *q) {
     while (s->running[i] != q) i++;
     for (s->n_running--; i < s->n_running; i++) s->running[i] = s->running[i + 1];
     s->sorted = false; /* the oldest may be another */
+    if (q->group->account != NULL) q->group->account->n_running--;
     q->group->n_running--;
     if (q->group->n_running == 0 && q->group->n_unfinished > 0) count_waiting(s, q->group, +1);
+}
+
+/* Something has changed: who did not fit may fit now, and q may be gone soon. */
+static void forget_refused(sched *s, const sequence *q) {
+    s->refused = NULL;
+    if (q->group->account != NULL) q->group->account->refused = NULL;
 }
 
 /* Gives q's blocks back, leaves before parents so that the prefix cache evicts them in that order.
  */
 void sched_release(sched *s, sequence *q) {
     assert(q->n_in_flight == 0);
-    while (q->n_blocks > 0) kv_give(s->kv, q->block[--q->n_blocks]);
-    s->n_reserved -= q->n_reserved;
-    q->n_reserved = 0;
-    s->refused = NULL;
+    while (q->n_blocks > 0) sched_give_block(s, q, q->block[--q->n_blocks]);
+    sched_reserve(s, q, 0);
+    forget_refused(s, q);
 }
 
 void sched_preempt(sched *s, sequence *q, bool own_fault) {
@@ -190,7 +210,7 @@ static void drop(sched *s, sequence *q) {
     if (was == SEQ_WAITING) sched_dequeue(q);
     if (g->n_unfinished == 0 && g->n_running == 0 && was != SEQ_RUNNING) count_waiting(s, g, -1);
     if (q->n_in_flight == 0) sched_release(s, q);
-    s->refused = NULL;
+    forget_refused(s, q);
 }
 
 void sched_unlink_done(sched *s, seq_group *g) {

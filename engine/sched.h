@@ -6,8 +6,8 @@
  *             ^---- preempt ----'
  *
  * Invariants
- *  1. Waiting order: priority, then preempted before new, then deadline class, then turn
- *     (tenants), then arrival.
+ *  1. Waiting order: priority, then preempted before new, then turn (tenants), then deadline
+ *     class, then arrival.
  *  2. Running order: the oldest of all, then priority, then arrival. Blocks are given in that
  *     order; a sequence may only push out later ones. The oldest never yields.
  *  3. A sequence without a row's block keeps what it has and sits the step out.
@@ -18,6 +18,9 @@
  *  6. Nothing of a sequence with rows in flight is given away.
  *  7. While a sequence with penalties waits for a result nothing is planned ahead.
  *  8. Blocks are published to the prefix cache only after a finite logits row has attended to them.
+ *  9. The sequences of an account (a tenant) hold no more blocks than its bound, unless the bound
+ *     was lowered and one of them holds all. What one lacks it takes from its own, by the order
+ *     of 2. Others pass by those who wait for their account.
  *
  * Thread: engine. Callbacks (on_event) run inside these functions. */
 #ifndef INFERD_ENGINE_SCHED_H
@@ -29,6 +32,17 @@ typedef struct sched_counters {
     uint64_t prompt_tokens, generated_tokens, cached_prompt_tokens, preemptions;
     uint64_t finished, cancelled, failed;
 } sched_counters;
+
+/* What the requests of one account hold. */
+typedef struct sched_account {
+    int n_blocks_max; /* as its latest request said; 0: no bound */
+    int n_blocks;     /* in tables of its sequences; one that several of them share counts once */
+    int n_reserved;   /* set aside for its pinned sequences */
+    int n_running;    /* its running sequences */
+    const sequence *refused; /* the waiting one that did not fit, when no more was left than */
+    int refused_spare;
+    uint64_t passed_by; /* the admission round in which one of it did not fit: no other gets in */
+} sched_account;
 
 typedef struct sched {
     kv_pool *kv; /* borrowed */
@@ -42,6 +56,8 @@ typedef struct sched {
     seq_group retired; /* list head: ended and nothing in flight; the owner frees them */
     uint64_t n_arrived;
 
+    sched_account *account;  /* owned [LIMIT_ACCOUNTS + 1]; 0 is nobody's */
+    uint64_t n_admissions;   /* rounds of sched_admit */
     int n_reserved;          /* blocks set aside for pinned sequences */
     const sequence *refused; /* the waiting one that did not fit, when no more was free than */
     int refused_spare;
@@ -97,6 +113,15 @@ void sched_end(sched *s, seq_group *g, engine_end end);
 void sched_unlink_done(sched *s, seq_group *g);
 void sched_enqueue(sched *s, sequence *q);
 void sched_dequeue(sequence *q);
+/* Blocks come and go here only, so that reservations and accounts stay exact. */
+block_id sched_take_block(sched *s, sequence *q);
+void sched_share_block(sched *s, sequence *q, block_id id);
+void sched_give_block(sched *s, sequence *q, block_id id);
+void sched_reserve(sched *s, sequence *q, int n_blocks); /* beside what it holds */
+/* Blocks that q, running, may take before its account is full. INT_MAX: no bound. */
+int sched_account_left(const sequence *q);
+/* Blocks that running sequences need for what they know already; of account a, or of all (NULL). */
+int sched_outstanding(const sched *s, const sched_account *a);
 /* The part of sched_plan that moves waiting sequences to running. */
 void sched_admit(sched *s, int64_t now_ns);
 #endif

@@ -21,7 +21,7 @@ static void fork_from(sched *s, const sequence *first, sequence *q, int64_t now_
     q->n_blocks = blocks_for(n_prompt, bt);
     for (int i = 0; i < q->n_blocks; i++) {
         q->block[i] = first->block[i];
-        kv_share(s->kv, q->block[i]);
+        sched_share_block(s, q, q->block[i]);
     }
     q->n_computed = q->n_planned = n_prompt - 1;
     q->n_published = s->kv->prefix_cache ? (n_prompt - 1) / bt : 0;

@@ -126,12 +126,14 @@ static bool can_yield(const sequence *q) {
     return q->n_in_flight == 0 && q->n_blocks > 0 && (!q->pinned || q->paused);
 }
 
-/* Pushes out whoever yields to running[*i]: a paused one anywhere, else the last one behind it. */
-static bool preempt_for(sched *s, int *i) {
+/* Pushes out whoever yields to running[*i]: a paused one anywhere, else the last one behind it.
+ * whose: of this account only; NULL: anybody. */
+static bool preempt_for(sched *s, int *i, const sched_account *whose) {
     for (int pass = 0; pass < 2; pass++)
         for (int k = s->n_running - 1; k > (pass == 0 ? -1 : *i); k--) {
             sequence *v = s->running[k];
             if (k == *i || !can_yield(v) || (pass == 0 && !v->paused)) continue;
+            if (whose != NULL && v->group->account != whose) continue;
             sched_preempt(s, v, pass == 0);
             if (k < *i) --*i;
             return true;
@@ -150,21 +152,41 @@ static bool waits_for_host(const sched *s) {
     return false;
 }
 
-static block_id take(sched *s, sequence *q) {
-    if (q->n_reserved > 0) {
-        q->n_reserved--;
-        s->n_reserved--;
+/* Blocks that q may take now: of the pool, and of its account. */
+static int n_available(const sched *s, const sequence *q) {
+    return min_int(kv_free(s->kv) - s->n_reserved + q->n_reserved, sched_account_left(q));
+}
+
+/* Running[i] lacks blocks that only its own account could give, and those who could are in flight:
+ * the last of them sits this step out, so that it can be pushed out after it. */
+static void hold_back_for(sched *s, int i) {
+    const sched_account *a = s->running[i]->group->account;
+    for (int k = s->n_running - 1; k > i; k--) {
+        sequence *v = s->running[k];
+        if (v->group->account != a || v->pinned || v->n_in_flight == 0) continue;
+        v->rows = 0;
+        return;
     }
-    return kv_take(s->kv);
+}
+
+/* Makes room for running[*i]'s rows as far as the order allows. Returns what is available. */
+static int make_available(sched *s, int *i) {
+    sequence *q = s->running[*i];
+    for (;;) {
+        const int available = n_available(s, q), missing = n_missing(s, q);
+        if (available >= missing) return available;
+        const bool own = kv_free(s->kv) - s->n_reserved + q->n_reserved >= missing;
+        if (preempt_for(s, i, own ? q->group->account : NULL)) continue;
+        if (own) hold_back_for(s, *i);
+        return available;
+    }
 }
 
 /* Blocks for running[*i]'s rows, or for as many of them as can be had. */
 static void secure(sched *s, plan *p, int *i) {
     sequence *q = s->running[*i];
     const int bt = s->kv->block_tokens;
-    int available = kv_free(s->kv) - s->n_reserved + q->n_reserved;
-    while (available < n_missing(s, q) && preempt_for(s, i))
-        available = kv_free(s->kv) - s->n_reserved + q->n_reserved;
+    const int available = make_available(s, i);
     const int copy = must_copy(s, q);
     if (available < n_missing(s, q)) {
         const int rows =
@@ -175,13 +197,13 @@ static void secure(sched *s, plan *p, int *i) {
     if (copy) {
         block_id *b = &q->block[q->n_planned / bt];
         const block_id from = *b;
-        *b = take(s, q);
+        *b = sched_take_block(s, q);
         plan_copy(p, from, *b);
         kv_hold(s->kv, from); /* until the plan is committed */
-        kv_give(s->kv, from);
+        sched_give_block(s, q, from);
     }
     const int n = blocks_for(q->n_planned + q->rows, bt);
-    while (q->n_blocks < n) q->block[q->n_blocks++] = take(s, q);
+    while (q->n_blocks < n) q->block[q->n_blocks++] = sched_take_block(s, q);
 }
 
 /* Fills the step: decodes first. When its arrays are full the next step starts where this one

@@ -125,6 +125,7 @@ static bool request_valid(const engine_request *r, const seq_limits *l) {
     if (r->n_stop_ids < 0 || r->n_stop_ids > LIMIT_STOP_TOKEN_IDS) return false;
     if (r->n_top < 0 || r->n_top > LIMIT_TOP_LOGPROBS || r->on_event == NULL) return false;
     if (r->cache_salt_bytes < 0 || r->cache_salt_bytes > LIMIT_CACHE_SALT_BYTES) return false;
+    if (r->account < 0 || r->account > LIMIT_ACCOUNTS || r->account_blocks_max < 0) return false;
     for (int i = 0; i < r->n_prompt; i++)
         if (r->prompt[i] < 0 || r->prompt[i] >= l->n_vocab) return false;
     for (int i = 0; i < r->n_bias; i++)
@@ -142,7 +143,9 @@ status seq_group_open(engine_request *r, const seq_limits *l, seq_group **out) {
     if (!request_valid(r, l)) return E_INVAL;
     const int64_t wanted =
         (int64_t)r->n_prompt + (r->max_tokens > 0 ? r->max_tokens : l->block_tokens);
-    const int64_t pool_tokens = (int64_t)l->kv_blocks * l->block_tokens;
+    const bool bounded = r->account_blocks_max > 0 && r->account_blocks_max < l->kv_blocks;
+    const int n_blocks = bounded ? r->account_blocks_max : l->kv_blocks;
+    const int64_t pool_tokens = (int64_t)n_blocks * l->block_tokens;
     if (min_i64(wanted, l->context) > pool_tokens) return E_TOO_LARGE;
 
     const int64_t end = r->max_tokens > 0 ? wanted : l->context;

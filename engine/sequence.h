@@ -66,11 +66,12 @@ typedef struct sequence {
 struct seq_group {
     engine_request *request; /* borrowed; NULL once ENDED was emitted */
     int n_prompt, n_choices;
-    int len_max;    /* tokens a sequence may reach: max_tokens, context and pool */
+    int len_max;    /* tokens a sequence may reach: max_tokens, context, pool and account */
     int max_tokens; /* INT_MAX: no limit of its own */
     int deadline_class;
     uint64_t arrival; /* serial number, given by the scheduler */
     kv_chain root;
+    struct sched_account *account; /* the scheduler's; NULL: none */
 
     bool started, prompt_done;
     int n_unfinished, n_running, n_in_flight;

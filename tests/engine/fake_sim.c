@@ -112,7 +112,8 @@ void sim_close(sim *s) {
 }
 
 static void arrive(sim *s) {
-    const int i = s->n_arrived++, pool = s->o.kv_blocks * s->o.block_tokens;
+    const int i = s->n_arrived++;
+    int pool = s->o.kv_blocks * s->o.block_tokens;
     client *c = &s->client[i];
     int n_prompt = 1 + (int)draw(s, 60), n_out = 1 + (int)draw(s, 40);
     if (s->o.giants && chance(s, 50)) n_out = 1 + (int)draw(s, 120);
@@ -123,6 +124,16 @@ static void arrive(sim *s) {
     engine_request *r = &c->request;
     c->hook = hook;
     r->tenant = (uint64_t)(uintptr_t)s;
+    if (s->o.n_accounts > 0) {
+        r->account = 1 + (int)draw(s, (uint32_t)s->o.n_accounts);
+        r->account_blocks_max = s->o.account_blocks_max;
+        r->cache_salt_bytes = 1; /* blocks are shared within an account, as within a tenant */
+        r->cache_salt[0] = (char)r->account;
+        pool = s->o.account_blocks_max * s->o.block_tokens;
+        if (n_prompt + n_out > pool) n_out = pool > n_prompt ? pool - n_prompt : 1;
+        if (n_prompt + n_out > pool) n_prompt = c->request.n_prompt = pool - n_out;
+        r->max_tokens = n_out;
+    }
     r->ignore_eos = chance(s, 50);
     r->n_choices = chance(s, 20) ? 1 + (int)draw(s, 4) : 1;
     r->repetition_penalty = chance(s, 20) ? 1.2f : 0;
@@ -184,6 +195,32 @@ static bool check_blocks(sim *s) {
     if (owned + kv_free(&s->kv) != s->kv.n_blocks) return broken(s, "blocks are lost", owned);
     if (reserved != s->sched.n_reserved) return broken(s, "reservation differs", reserved);
     if (kv_free(&s->kv) < reserved) return broken(s, "reserved blocks were given away", reserved);
+    return true;
+}
+
+/* An account holds what the tables of its sequences say, and no more than it may. */
+static bool check_accounts(sim *s) {
+    for (int a = 1; a <= s->o.n_accounts; a++) {
+        const sched_account *account = &s->sched.account[a];
+        bool held[1024] = {false};
+        int n = 0, reserved = 0, running = 0;
+        for (const seq_group *g = s->sched.live.next; g != &s->sched.live; g = g->next)
+            for (int c = 0; c < g->n_choices && g->account == account; c++) {
+                const sequence *q = &g->seq[c];
+                reserved += q->n_reserved;
+                running += q->state == SEQ_RUNNING;
+                for (int k = 0; k < q->n_blocks; k++) {
+                    n += !held[q->block[k]];
+                    held[q->block[k]] = true;
+                }
+            }
+        if (n != account->n_blocks) return broken(s, "an account's blocks differ", a);
+        if (reserved != account->n_reserved) return broken(s, "an account's reserve differs", a);
+        if (running != account->n_running) return broken(s, "an account's running differ", a);
+        if (n + reserved > s->o.account_blocks_max) return broken(s, "an account is over", a);
+        s->n_account_full += n + reserved == s->o.account_blocks_max;
+        s->n_passed_by += account->passed_by == s->sched.n_admissions && s->sched.n_admissions > 0;
+    }
     return true;
 }
 
@@ -252,7 +289,7 @@ bool sim_step(sim *s) {
     clients_act(s);
     sched_sweep(&s->sched, s->now_ns);
     for (seq_group *g; (g = sched_take_retired(&s->sched)) != NULL;) seq_group_close(g);
-    if (!check_gone(s) || !check_blocks(s)) return false;
+    if (!check_gone(s) || !check_blocks(s) || !check_accounts(s)) return false;
     plan *next = &s->plan[s->n_launched % (unsigned)s->o.depth];
     bool launched = false;
     if (sched_plan(&s->sched, next, s->n_in_flight, s->now_ns) > 0) {
@@ -269,7 +306,7 @@ bool sim_step(sim *s) {
         if (sched_has_work(&s->sched)) return broken(s, "work is queued and none planned", 0);
         s->now_ns += NS_PER_MS;
     }
-    return check_blocks(s) && check_progress(s);
+    return check_blocks(s) && check_accounts(s) && check_progress(s);
 }
 
 bool sim_run(sim *s, long max_steps) {

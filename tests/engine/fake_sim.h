@@ -14,6 +14,7 @@ typedef struct sim_options {
     int n_clients;
     int arrivals_percent; /* a step sees a newcomer with this probability */
     bool floods, stalls, cancels, deadlines, giants, priorities;
+    int n_accounts, account_blocks_max; /* clients are spread over them; 0: none */
 } sim_options;
 
 typedef struct sim {
@@ -42,6 +43,7 @@ typedef struct sim {
     int n_pushed_out_max;
     long n_pinned; /* steps with a pinned sequence */
     bool had_pinned;
+    long n_passed_by, n_account_full; /* steps in which somebody was, or an account was */
     long phases[3], ends[8];
     uint64_t hash;             /* of every event and every plan */
     char error[SIM_ERROR_MAX]; /* first broken invariant, or "" */

@@ -47,6 +47,54 @@ START_TEST(invariants_hold_and_runs_repeat) {
 }
 END_TEST
 
+/* The same with two or three accounts that may have a part of the pool each. */
+static sim_options accounts_of(int seed) {
+    sim_options o = options_of(seed);
+    o.n_accounts = 2 + seed % 2;
+    o.account_blocks_max = 8 + o.kv_blocks / (2 + seed % 3);
+    if (o.account_blocks_max > o.kv_blocks) o.account_blocks_max = o.kv_blocks;
+    return o;
+}
+
+START_TEST(accounts_keep_their_bounds) {
+    const sim_options o = accounts_of(_i);
+    uint64_t hash[2];
+    for (int run = 0; run < 2; run++) {
+        sim s;
+        sim_open(&s, &o, (uint64_t)_i);
+        ck_assert_msg(sim_run(&s, 200000), "seed %d: %s", _i, s.error);
+        ck_assert_int_eq(s.n_ended, o.n_clients);
+        ck_assert_int_eq(kv_free(&s.kv), o.kv_blocks);
+        for (int a = 1; a <= o.n_accounts; a++) {
+            ck_assert_int_eq(s.sched.account[a].n_blocks, 0);
+            ck_assert_int_eq(s.sched.account[a].n_reserved, 0);
+            ck_assert_int_eq(s.sched.account[a].n_running, 0);
+        }
+        hash[run] = s.hash;
+        sim_close(&s);
+    }
+    ck_assert_uint_eq(hash[0], hash[1]);
+}
+END_TEST
+
+START_TEST(the_simulation_fills_accounts) {
+    long full = 0, passed_by = 0, pinned = 0;
+    for (int seed = 0; seed < 60; seed++) {
+        const sim_options o = accounts_of(seed);
+        sim s;
+        sim_open(&s, &o, (uint64_t)seed);
+        ck_assert(sim_run(&s, 200000));
+        full += s.n_account_full;
+        passed_by += s.n_passed_by;
+        pinned += s.n_pinned;
+        sim_close(&s);
+    }
+    ck_assert_int_gt(full, 1000);
+    ck_assert_int_gt(passed_by, 1000);
+    ck_assert_int_gt(pinned, 100);
+}
+END_TEST
+
 /* The seeds together reach what they are there for. */
 START_TEST(the_simulation_reaches_every_state) {
     long phases[3] = {0}, ends[8] = {0};
@@ -96,6 +144,20 @@ static client *bench_add(bench *b, int n_prompt, int max_tokens, int priority, i
     client_init(c, n_prompt, max_tokens, (unsigned)b->s.n_arrived);
     c->request.ignore_eos = true;
     c->request.priority = priority;
+    if (in_ms > 0) c->request.deadline_ns = b->s.now_ns + in_ms * NS_PER_MS;
+    c->request.priv.arrival_ns = b->s.now_ns;
+    ck_assert_int_eq(seq_group_open(&c->request, &b->s.limits, &g), OK);
+    c->request.priv.sequences = g;
+    sched_add(&b->s.sched, g);
+    return c;
+}
+
+static client *bench_add_for(bench *b, int n_prompt, int max_tokens, uint64_t turn, int64_t in_ms) {
+    client *c = &b->s.client[b->s.n_arrived++];
+    seq_group *g;
+    client_init(c, n_prompt, max_tokens, (unsigned)b->s.n_arrived);
+    c->request.ignore_eos = true;
+    c->request.turn = turn;
     if (in_ms > 0) c->request.deadline_ns = b->s.now_ns + in_ms * NS_PER_MS;
     c->request.priv.arrival_ns = b->s.now_ns;
     ck_assert_int_eq(seq_group_open(&c->request, &b->s.limits, &g), OK);
@@ -163,6 +225,103 @@ START_TEST(turns_go_before_arrival) {
 END_TEST
 
 /* Decodes run in every step; beside them a chunk takes about its slice; alone it may take more. */
+/* A tenant does not pass another by short deadlines. */
+START_TEST(turns_go_before_deadline_classes) {
+    bench b;
+    bench_open(&b, 1, 64);
+    client *c[4];
+    static const uint64_t turn[] = {0, 10, 20, 30};
+    static const int64_t in_ms[] = {0, 0, 1000, 1000};
+    for (int i = 0; i < 4; i++) {
+        c[i] = bench_add_for(&b, 4, 3, turn[i], in_ms[i]);
+        if (i == 0) bench_step(&b); /* let in before all others */
+    }
+    for (int k = 0; k < 4; k++) {
+        while (!c[k]->ended) bench_step(&b);
+        for (int m = k + 1; m < 4; m++) ck_assert(!c[m]->started);
+    }
+    sim_close(&b.s);
+}
+END_TEST
+
+static client *bench_add_account(bench *b, int n_prompt, int max_tokens, int account, int n_max) {
+    client *c = &b->s.client[b->s.n_arrived++];
+    seq_group *g;
+    client_init(c, n_prompt, max_tokens, (unsigned)b->s.n_arrived);
+    c->request.ignore_eos = true;
+    c->request.account = account;
+    c->request.account_blocks_max = n_max;
+    ck_assert_int_eq(seq_group_open(&c->request, &b->s.limits, &g), OK);
+    c->request.priv.sequences = g;
+    sched_add(&b->s.sched, g);
+    return c;
+}
+
+/* Ten blocks of 64: what an account may have, and who passes it by. */
+START_TEST(who_lacks_its_share_is_passed_by) {
+    bench b;
+    bench_open(&b, 8, 64);
+    client *big = bench_add_account(&b, 100, 20, 1, 10);  /* 7 blocks, then 8 */
+    client *next = bench_add_account(&b, 60, 20, 1, 10);  /* 4 */
+    client *small = bench_add_account(&b, 10, 20, 1, 10); /* would fit: 1 */
+    client *other = bench_add_account(&b, 300, 20, 2, 30);
+    client *none = bench_add(&b, 60, 20, 0, 0);
+    bench_step(&b);
+    ck_assert(big->started && other->started && none->started);
+    ck_assert(!next->started && !small->started); /* no overtaking among its own */
+    while (!big->ended) {
+        bench_step(&b);
+        ck_assert_int_le(b.s.sched.account[1].n_blocks, 10);
+    }
+    bench_step(&b);
+    ck_assert(next->started && small->started);
+    while (!next->ended || !small->ended || !other->ended || !none->ended) bench_step(&b);
+    sim_close(&b.s);
+}
+END_TEST
+
+/* Blocks that an account's sequences need on their way come from its own, not from others. */
+START_TEST(an_account_takes_from_its_own) {
+    bench b;
+    bench_open(&b, 8, 64);
+    client *c[4], *other = bench_add_account(&b, 30, 200, 2, 0);
+    for (int i = 0; i < 4; i++) c[i] = bench_add_account(&b, 17, 100, 1, 10); /* 2, then 8 */
+    for (int n = 0; n < 5000 && !(c[0]->ended && c[1]->ended && c[2]->ended && c[3]->ended); n++) {
+        bench_step(&b);
+        ck_assert_int_le(b.s.sched.account[1].n_blocks + b.s.sched.account[1].n_reserved, 10);
+    }
+    for (int i = 0; i < 4; i++) ck_assert_int_eq(c[i]->out[0].n, 100);
+    ck_assert_int_gt(c[3]->preemptions, 0);
+    ck_assert_int_eq(c[0]->preemptions, 0);
+    while (!other->ended) bench_step(&b);
+    ck_assert_int_eq(other->preemptions, 0);
+    sim_close(&b.s);
+}
+END_TEST
+
+/* A bound that is lowered under running ones (the tokens file was read again) stops nobody. */
+START_TEST(a_lowered_bound_stops_nobody) {
+    bench b;
+    bench_open(&b, 8, 64);
+    client *c[3];
+    for (int i = 0; i < 3; i++) c[i] = bench_add_account(&b, 40, 200, 1, 60);
+    for (int i = 0; i < 5; i++) bench_step(&b);
+    client *last = bench_add_account(&b, 10, 10, 1, 2);
+    for (int n = 0; n < 5000 && !last->ended; n++) bench_step(&b);
+    for (int i = 0; i < 3; i++) ck_assert_int_eq(c[i]->out[0].n, 200);
+    ck_assert_int_eq(last->out[0].n, 10);
+    seq_group *g;
+    client_init(&b.s.client[b.s.n_arrived++], 40, 10, 1);
+    engine_request *r = &b.s.client[b.s.n_arrived - 1].request;
+    r->account = 1;
+    r->account_blocks_max = 3;
+    ck_assert_int_eq(seq_group_open(r, &b.s.limits, &g), E_TOO_LARGE);
+    r->account = LIMIT_ACCOUNTS + 1;
+    ck_assert_int_eq(seq_group_open(r, &b.s.limits, &g), E_INVAL);
+    sim_close(&b.s);
+}
+END_TEST
+
 START_TEST(prefill_beside_decode_is_sized_by_time) {
     bench b;
     bench_open(&b, 8, 512);
@@ -258,8 +417,14 @@ int main(void) {
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, invariants_hold_and_runs_repeat, 0, 300);
     tcase_add_test(tc, the_simulation_reaches_every_state);
+    tcase_add_loop_test(tc, accounts_keep_their_bounds, 0, 200);
+    tcase_add_test(tc, the_simulation_fills_accounts);
     tcase_add_test(tc, waiting_order_is_priority_deadline_class_arrival);
     tcase_add_test(tc, turns_go_before_arrival);
+    tcase_add_test(tc, turns_go_before_deadline_classes);
+    tcase_add_test(tc, who_lacks_its_share_is_passed_by);
+    tcase_add_test(tc, an_account_takes_from_its_own);
+    tcase_add_test(tc, a_lowered_bound_stops_nobody);
     tcase_add_test(tc, prefill_beside_decode_is_sized_by_time);
     tcase_add_test(tc, a_short_prompt_does_not_wait_for_a_long_one);
     tcase_add_test(tc, who_yields);
