@@ -81,7 +81,7 @@ typedef struct config {
     } queue;
     struct {
         int max_output_tokens; /* 0: the context length */
-        int max_choices, slow_reader_s;
+        int max_choices, tenant_kv_percent, slow_reader_s;
     } limits;
     struct {
         int not_ready_s, exit_s;

@@ -107,6 +107,10 @@ static const config_key table[] = {
             "length."},
     {"limits.max_choices", KEY_INT, MEMBER(limits.max_choices), RANGE(1, LIMIT_CHOICES),
      .initial = "8", .doc = "Largest number of choices of a request."},
+    {"limits.tenant_kv_percent", KEY_INT, MEMBER(limits.tenant_kv_percent), RANGE(1, 100),
+     .initial = "100",
+     .doc = "Largest part of the KV cache that one tenant's running requests hold together, unless "
+            "the tokens file gives it its own (kv_percent=N). 100: no bound."},
     {"limits.slow_reader_s", KEY_INT, MEMBER(limits.slow_reader_s), RANGE(1, 3600), .initial = "30",
      .doc = "A call whose client takes nothing for this long ends RESOURCE_EXHAUSTED "
             "SLOW_CONSUMER."},

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/limits.h"
 
 enum { LINE_BYTES = 1024, OUTPUT_GUESS = 128 };
 
@@ -20,6 +21,8 @@ struct tenant {
     pthread_mutex_t lock;                                        /* guards the rest */
     uint64_t streams_max, waiting_tokens_max, tokens_per_minute; /* 0: no limit */
     uint64_t streams, prompt_tokens;
+    int kv_percent;     /* 0: the default */
+    int account;        /* 1..LIMIT_ACCOUNTS, its own for ever */
     uint64_t turn_end;  /* virtual time at which its last request ends */
     double output_mean; /* tokens a request, smoothed: what an open-ended one is expected to take */
     const auth *auth;
@@ -39,17 +42,20 @@ typedef struct token_set {
 } token_set;
 
 struct auth {
-    _Atomic int n_tenants;  /* with a token now */
-    _Atomic uint64_t share; /* calls one tenant may hold, 0: no limit */
-    char *path;             /* owned; NULL: everybody is welcome */
-    pthread_rwlock_t lock;  /* guards the rest */
-    token_set *set;         /* owned */
-    tenant *tenants;        /* owned, grows only */
+    _Atomic int n_tenants;             /* with a token now */
+    _Atomic uint64_t share;            /* calls one tenant may hold, 0: no limit */
+    _Atomic int kv_blocks, kv_percent; /* the pool, 0: not known yet; a tenant's share of it */
+    char *path;                        /* owned; NULL: everybody is welcome */
+    pthread_rwlock_t lock;             /* guards the rest */
+    token_set *set;                    /* owned */
+    tenant *tenants;                   /* owned, grows only */
+    int n_accounts;                    /* tenants ever */
 };
 
 static tenant *tenant_of(auth *a, const char *name) {
     for (tenant *t = a->tenants; t; t = t->next)
         if (strcmp(t->name, name) == 0) return t;
+    if (a->n_accounts == LIMIT_ACCOUNTS) return NULL;
     tenant *t = calloc(1, sizeof *t);
     if (!t) return NULL;
     if (pthread_mutex_init(&t->lock, NULL) != 0) {
@@ -67,13 +73,14 @@ static tenant *tenant_of(auth *a, const char *name) {
     t->auth = a;
     t->output_mean = OUTPUT_GUESS;
     snprintf(t->name, sizeof t->name, "%s", name);
+    t->account = ++a->n_accounts;
     t->next = a->tenants;
     a->tenants = t;
     return t;
 }
 
 typedef struct limits {
-    uint64_t streams, waiting_tokens, tokens_per_minute;
+    uint64_t streams, waiting_tokens, tokens_per_minute, kv_percent;
 } limits;
 
 static bool read_number(const char *s, uint64_t *out) {
@@ -104,6 +111,8 @@ static bool read_option(const char *s, limits *l, time_t *expires) {
     if (strncmp(s, "waiting_tokens=", 15) == 0) return read_number(s + 15, &l->waiting_tokens);
     if (strncmp(s, "tokens_per_minute=", 18) == 0)
         return read_number(s + 18, &l->tokens_per_minute);
+    if (strncmp(s, "kv_percent=", 11) == 0)
+        return read_number(s + 11, &l->kv_percent) && l->kv_percent >= 1 && l->kv_percent <= 100;
     if (strncmp(s, "expires=", 8) == 0) return read_date(s + 8, expires);
     return false;
 }
@@ -121,6 +130,7 @@ static void apply(tenant *t, const limits *l) {
     t->streams_max = l->streams;
     t->waiting_tokens_max = l->waiting_tokens;
     t->tokens_per_minute = l->tokens_per_minute;
+    t->kv_percent = (int)l->kv_percent;
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -189,7 +199,7 @@ static status adopt(auth *a, const entry_list *list, token_set *set) {
         memcpy(t->digest, e->digest, sizeof t->digest);
         t->expires = e->expires;
         t->tenant = tenant_of(a, e->tenant);
-        if (!t->tenant) return E_NOMEM;
+        if (!t->tenant) return a->n_accounts == LIMIT_ACCOUNTS ? E_FULL : E_NOMEM;
     }
     set->n = list->n;
     for (size_t i = 0; i < set->n; i++) {
@@ -216,7 +226,9 @@ status auth_reload(auth *a, error *err) {
         old = a->set;
         e = adopt(a, list, set);
         pthread_rwlock_unlock(&a->lock);
-        if (e != OK) error_set(err, e, "auth: out of memory");
+        if (e != OK)
+            error_set(err, e, "auth: %s",
+                      e == E_FULL ? "too many tenants since the start" : "out of memory");
     }
     free(e == OK ? old : set);
     free(list);
@@ -256,6 +268,11 @@ void auth_close(auth *a) {
     free(a->set);
     free(a->path);
     free(a);
+}
+
+void auth_set_pool(auth *a, int kv_blocks, int percent) {
+    atomic_store(&a->kv_percent, percent);
+    atomic_store(&a->kv_blocks, kv_blocks);
 }
 
 void auth_set_share(auth *a, uint64_t calls_max) {
@@ -324,6 +341,15 @@ static bool over_limits(const tenant *t, uint64_t prompt_tokens) {
     return t->waiting_tokens_max > 0 && t->prompt_tokens + prompt_tokens > t->waiting_tokens_max;
 }
 
+/* Blocks of the pool for t, at least one; 0: no bound. */
+static int blocks_of(const tenant *t) {
+    const int n = atomic_load(&t->auth->kv_blocks);
+    const int percent = t->kv_percent > 0 ? t->kv_percent : atomic_load(&t->auth->kv_percent);
+    if (n == 0 || percent <= 0 || percent >= 100) return 0;
+    const int part = (int)((int64_t)n * percent / 100);
+    return part > 0 ? part : 1;
+}
+
 /* A request larger than a whole minute's tokens is charged the minute: else it would never run. */
 static status charge_minute(tenant *t, uint64_t *cost, int64_t now_ns, int *retry_ms) {
     if (t->tokens_per_minute == 0) return OK;
@@ -350,7 +376,11 @@ status tenant_admit(tenant *t, turns *clock, uint64_t prompt_tokens, uint64_t ma
     if (e == OK) {
         t->streams++;
         t->prompt_tokens += prompt_tokens;
-        *out = (tenant_charge){.tenant = t, .prompt_tokens = prompt_tokens, .minute_tokens = cost};
+        *out = (tenant_charge){.tenant = t,
+                               .prompt_tokens = prompt_tokens,
+                               .minute_tokens = cost,
+                               .account = t->account,
+                               .account_blocks_max = blocks_of(t)};
         take_turn(t, clock, prompt_tokens, max_tokens, out);
     }
     pthread_mutex_unlock(&t->lock);

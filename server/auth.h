@@ -8,6 +8,8 @@
  *   waiting_tokens=N      prompt tokens of its waiting and running calls
  *   tokens_per_minute=N   prompt + output tokens; max_tokens is charged at admission, the unused
  *                         rest given back
+ *   kv_percent=N          of the KV pool's blocks, for what it runs; 1..100, without it the
+ *                         default of limits.tenant_kv_percent
  *   expires=YYYY-MM-DD    the token is refused from that day on (UTC)
  *
  * A tenant may have several tokens; its limits are those of its first line. The file holds no
@@ -38,11 +40,16 @@ typedef struct identity {
 /* path NULL: everybody is welcome. E_NOTFOUND: unreadable; E_FORMAT with line number. */
 BASE_MUST_USE status auth_open(const char *path, auth **out, error *err);
 void auth_close(auth *a); /* NULL is legal */
-/* On any error the old tokens stay, and with them the limits of their tenants. */
+/* On any error the old tokens stay, and with them the limits of their tenants. E_FULL: more than
+ * LIMIT_ACCOUNTS tenants since the start. */
 BASE_MUST_USE status auth_reload(auth *a, error *err);
 bool auth_required(const auth *a);
 /* With several tenants, none may hold more calls than this: the queue has room for the others. */
 void auth_set_share(auth *a, uint64_t calls_max);
+
+/* The pool that shares are of, and the share of a tenant without one of its own. Before it is set
+ * no tenant is bounded. */
+void auth_set_pool(auth *a, int kv_blocks, int percent);
 
 /* header: the value of `authorization`, or NULL. Compares against every token, in constant time. */
 bool auth_check(auth *a, const char *header, size_t len, identity *out);
@@ -60,7 +67,8 @@ void turns_admitted(turns *t, uint64_t turn);
 typedef struct tenant_charge {
     tenant *tenant; /* NULL: nothing was charged */
     uint64_t prompt_tokens, minute_tokens, turn_tokens;
-    uint64_t turn; /* for engine_request.turn */
+    uint64_t turn;                   /* for engine_request.turn */
+    int account, account_blocks_max; /* for engine_request */
 } tenant_charge;
 /* E_FULL: a limit is reached; *retry_ms says when to come again. t NULL: OK, and turn 0. */
 BASE_MUST_USE status tenant_admit(tenant *t, turns *clock, uint64_t prompt_tokens,

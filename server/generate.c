@@ -283,6 +283,8 @@ static void submit(stream *s, refusal *r) {
         return;
     }
     s->request.turn = s->charge.turn;
+    s->request.account = s->charge.account;
+    s->request.account_blocks_max = s->charge.account_blocks_max;
     if (ids_add(srv->ids, &s->id) != OK) {
         r->kind = REFUSE_ID_LIVE;
         tenant_release(&s->charge, 0);
@@ -296,6 +298,9 @@ static void submit(stream *s, refusal *r) {
     ids_remove(srv->ids, &s->id);
     tenant_release(&s->charge, 0);
     r->kind = refusal_of(e);
+    if (e == E_TOO_LARGE && s->request.account_blocks_max > 0)
+        snprintf(r->message, sizeof r->message, "%s",
+                 "the prompt and max_tokens need more KV blocks than the tenant may hold");
     if (e == E_FULL) r->pushback_ms = server_pushback_ms(srv);
 }
 

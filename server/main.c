@@ -48,6 +48,7 @@ static server_options server_options_of(const config *c) {
                             .slow_reader_s = c->limits.slow_reader_s,
                             .max_output_tokens = c->limits.max_output_tokens,
                             .max_choices = c->limits.max_choices,
+                            .tenant_kv_percent = c->limits.tenant_kv_percent,
                             .vllm_aliases = c->metrics.vllm_aliases,
                             .queue_max_requests = c->queue.max_requests};
 }

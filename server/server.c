@@ -111,6 +111,7 @@ status server_serve(server *s, const served_model *m) {
     s->model = *m;
     if (!copy_strings(s)) return E_NOMEM;
     engine_read_stats(m->engine, &s->baseline);
+    auth_set_pool(s->auth, engine_memory(m->engine)->kv_blocks, s->options.tenant_kv_percent);
     if (s->options.queue_max_requests > 0)
         auth_set_share(s->auth,
                        (uint64_t)m->max_sequences + (uint64_t)s->options.queue_max_requests / 2);

@@ -22,6 +22,7 @@ typedef struct server_options {
     const char *tokens_file;                           /* server/auth.h; NULL: no tokens */
     int slow_reader_s, max_output_tokens, max_choices; /* max_output_tokens 0: the context */
     bool vllm_aliases;
+    int tenant_kv_percent;  /* of the KV pool, for a tenant without a share of its own; 0: all */
     int queue_max_requests; /* several tenants: none may hold more than half of it, and running */
 } server_options;
 

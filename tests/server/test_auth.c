@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/limits.h"
 #include "server/auth.h"
 
 static char path[] = "/tmp/inferd_test_auth_XXXXXX";
@@ -249,6 +250,80 @@ START_TEST(turns_are_fair) {
 }
 END_TEST
 
+/* A tenant's blocks: its own percentage, else the default, of the pool; 100 % is no bound. */
+START_TEST(kv_shares) {
+    static const struct {
+        const char *line;
+        int blocks, percent, want;
+    } rows[] = {{"t", 0, 50, 0},
+                {"t", 1000, 100, 0},
+                {"t", 1000, 25, 250},
+                {"t kv_percent=10", 1000, 100, 100},
+                {"t kv_percent=10", 1000, 25, 100},
+                {"t kv_percent=100", 1000, 25, 0},
+                {"t kv_percent=1", 20, 100, 1},
+                {"t", 2147483647, 99, 2126008810}};
+    auth *a;
+    error err;
+    identity who;
+    int retry_ms;
+    turns clock = {0};
+    tenant_charge c;
+    write_line("x", "t");
+    ck_assert_int_eq(auth_open(path, &a, &err), OK);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        write_line("x", rows[i].line);
+        ck_assert_int_eq(auth_reload(a, &err), OK);
+        auth_set_pool(a, rows[i].blocks, rows[i].percent);
+        ck_assert(enters(a, "Bearer x", &who));
+        ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c, &retry_ms), OK);
+        ck_assert_int_eq(c.account_blocks_max, rows[i].want);
+        ck_assert_int_eq(c.account, 1); /* the same for ever */
+        tenant_release(&c, 2);
+    }
+    static const char *const bad[] = {"t kv_percent=0", "t kv_percent=101",
+                                      "t kv_percent=", "t kv_percent=5%"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        write_line("x", bad[i]);
+        ck_assert_int_eq(auth_reload(a, &err), E_FORMAT);
+    }
+    auth_close(a);
+}
+END_TEST
+
+/* n lines, of tenants first, first + 1, ...; the token is the same for all. */
+static void write_tenants(int first, int n) {
+    char hex[65];
+    hash_of("x", hex);
+    FILE *f = fopen(path, "w");
+    ck_assert_ptr_nonnull(f);
+    for (int i = first; i < first + n; i++) fprintf(f, "sha256:%s t%d\n", hex, i);
+    ck_assert_int_eq(fclose(f), 0);
+}
+
+/* Tenants are never forgotten, so their number is bounded; the old file stays in force. */
+START_TEST(too_many_tenants_since_the_start) {
+    auth *a;
+    error err;
+    identity who;
+    write_tenants(0, AUTH_TOKENS_MAX);
+    ck_assert_int_eq(auth_open(path, &a, &err), OK);
+    for (int i = AUTH_TOKENS_MAX; i < LIMIT_ACCOUNTS; i += AUTH_TOKENS_MAX) {
+        write_tenants(i, AUTH_TOKENS_MAX);
+        ck_assert_int_eq(auth_reload(a, &err), OK);
+    }
+    write_tenants(LIMIT_ACCOUNTS, 1);
+    ck_assert_int_eq(auth_reload(a, &err), E_FULL);
+    ck_assert_ptr_nonnull(strstr(err.text, "tenants"));
+    ck_assert(enters(a, "Bearer x", &who));
+    write_tenants(7, 1);
+    ck_assert_int_eq(auth_reload(a, &err), OK);
+    ck_assert(enters(a, "Bearer x", &who));
+    ck_assert_str_eq(who.name, "t7");
+    auth_close(a);
+}
+END_TEST
+
 int main(void) {
     const int fd = mkstemp(path);
     if (fd < 0) return 1;
@@ -263,6 +338,8 @@ int main(void) {
     tcase_add_test(t, shares_are_for_those_with_tokens);
     tcase_add_test(t, limits_hold);
     tcase_add_test(t, turns_are_fair);
+    tcase_add_test(t, kv_shares);
+    tcase_add_test(t, too_many_tenants_since_the_start);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
