@@ -259,7 +259,10 @@ jinja_value jinja_from_json(jinja *x, const char *text, size_t len, const char *
     if (!j && (e.text[0] == '\0' || json_error_code(&e) == json_error_out_of_memory)) {
         return jinja_fail(x, E_NOMEM, "%s: out of memory", what);
     }
-    if (!j) return jinja_fail(x, E_INVAL, "%s: %s (line %d)", what, e.text, e.line);
+    /* Jansson's own text quotes what it stumbled over; a place tells as much and quotes nothing. */
+    if (!j)
+        return jinja_fail(x, E_INVAL, "%s: not valid JSON (line %d, column %d)", what, e.line,
+                          e.column);
     const jinja_value v = convert(x, j, 0);
     json_decref(j);
     return v;

@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -19,6 +20,17 @@ static bool allowed(void) {
     return atomic_fetch_add(&lines, 1) < LINES_A_SECOND;
 }
 
+/* Core quotes what a peer sent ("invalid value key=... value=...") where it reads calls, and that
+ * may be a token or a prompt. File and line tell which message it is, so of those only the head is
+ * kept. Whole are the ones of connections, which carry reasons that operators need and no call's
+ * data. */
+static bool is_about_connections(const char *file) {
+    static const char *const HEADS[] = {"ssl_", "tcp_", "socket_", "chttp2_server", "handshaker"};
+    for (size_t i = 0; i < sizeof HEADS / sizeof *HEADS; i++)
+        if (strncmp(file, HEADS[i], strlen(HEADS[i])) == 0) return true;
+    return false;
+}
+
 static void forward(log_level level, const char *text, size_t len, const char *file, int line) {
     if (!allowed()) return;
     char copy[512];
@@ -26,6 +38,7 @@ static void forward(log_level level, const char *text, size_t len, const char *f
     const char *base = file;
     for (const char *p = file; *p; p++)
         if (*p == '/') base = p + 1;
+    if (!is_about_connections(base)) copy[strcspn(copy, ":=\"'{[(")] = '\0';
     log_event(level, "grpc", LOG_STR("text", copy), LOG_STR("file", base), LOG_INT("line", line));
 }
 
@@ -46,7 +59,6 @@ void grpc_log_to_ours(void) {
 #else
 
 #include <grpc/support/log.h>
-#include <string.h>
 
 /* What core calls an error is often one connection's trouble: a warning here. */
 static void on_log(gpr_log_func_args *a) {

@@ -273,6 +273,32 @@ START_TEST(large_conversations_are_rendered) {
 }
 END_TEST
 
+/* An error text may say where the tools are wrong; it may not repeat them. */
+START_TEST(bad_tools_are_not_quoted) {
+    static const char SOURCE[] = "{% for t in tools %}{{ t | tojson }}{% endfor %}";
+    static const char *const BAD[] = {"[CANARY]",        "[\"CANARY\", \"CANARY\" \"CANARY\"]",
+                                      "[\"CANARY",       "[{\"CANARY\": 1, \"CANARY\": 2}]",
+                                      "{\"CANARY\": 1}", "[1] CANARY",
+                                      "[\"\\CANARY\"]",  "[\"\\uD800CANARY\"]",
+                                      "[1e999, \"CANARY"};
+    const chat_message m = {.role = "user", .role_len = 4, .content = "x", .content_len = 1};
+    chat_template *c;
+    error err = {0};
+    ck_assert_int_eq(chat_template_open(SOURCE, sizeof SOURCE - 1, "", "", &c, &err), OK);
+    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
+        const chat_request r = {.messages = &m,
+                                .n_messages = 1,
+                                .tools_json = BAD[i],
+                                .tools_json_len = strlen(BAD[i])};
+        chat_text text;
+        ck_assert_msg(chat_render(c, &r, &text, &err) == E_INVAL, "%zu", i);
+        ck_assert_msg(strstr(err.text, "tools_json: ") && !strstr(err.text, "CANARY"), "%zu: %s", i,
+                      err.text);
+    }
+    chat_template_close(c);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("chat");
     TCase *tc = tcase_create("chat");
@@ -280,6 +306,7 @@ int main(void) {
     tcase_add_test(tc, goldens_are_rendered);
     tcase_add_loop_test(tc, content_makes_no_control_token, 0, N_VOCABULARIES);
     tcase_add_test(tc, roles_make_no_control_token);
+    tcase_add_test(tc, bad_tools_are_not_quoted);
     tcase_add_test(tc, large_conversations_are_rendered);
     suite_add_tcase(s, tc);
     SRunner *r = srunner_create(s);
