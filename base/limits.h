@@ -52,7 +52,7 @@
 #define LIMIT_LAYERS   512
 #define LIMIT_HEADS    1024
 #define LIMIT_HEAD_DIM 512
-#define LIMIT_VOCAB    (1 << 21)
+#define LIMIT_VOCAB    (1 << 19) /* twice the largest vocabulary of the four families */
 #define LIMIT_EMBED    (1 << 17)
 #define LIMIT_CONTEXT  (1 << 24)
 

@@ -94,14 +94,27 @@ int32_t string_index_find(const string_index *x, const string_list *l, const cha
     return string_index_find_hashed(x, l, s, len, hash_bytes(x->seed, s, len));
 }
 
-int32_t string_index_add(string_index *x, const string_list *l, int32_t id) {
-    size_t len;
-    const char *s = string_at(l, id, &len);
-    const uint64_t h = hash_bytes(x->seed, s, len);
-    uint64_t *slot = find_slot(x, l, s, len, h);
-    if (*slot != 0) return (int32_t)(uint32_t)*slot - 1;
-    *slot = (h >> 32) << 32 | ((uint32_t)id + 1);
-    return -1;
+int string_index_add(string_index *x, const string_list *l, const int32_t *ids, int n,
+                     int32_t *other) {
+    uint64_t hash[INDEX_BATCH];
+    assert(n <= INDEX_BATCH);
+    for (int i = 0; i < n; i++) {
+        size_t len;
+        const char *s = string_at(l, ids[i], &len);
+        hash[i] = hash_bytes(x->seed, s, len);
+        string_index_fetch(x, l, hash[i], 0);
+    }
+    for (int i = 0; i < n; i++) {
+        size_t len;
+        const char *s = string_at(l, ids[i], &len);
+        uint64_t *slot = find_slot(x, l, s, len, hash[i]);
+        if (*slot != 0) {
+            *other = (int32_t)(uint32_t)*slot - 1;
+            return i;
+        }
+        *slot = (hash[i] >> 32) << 32 | ((uint32_t)ids[i] + 1);
+    }
+    return n;
 }
 
 status merge_table_init(merge_table *m, size_t n) {

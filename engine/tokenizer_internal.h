@@ -44,8 +44,11 @@ int32_t string_index_find_hashed(const string_index *x, const string_list *l, co
                                  size_t len, uint64_t hash);
 /* The id with these bytes, or -1. */
 int32_t string_index_find(const string_index *x, const string_list *l, const char *s, size_t len);
-/* Adds id; returns -1, or the id that already has the same bytes (then nothing is added). */
-int32_t string_index_add(string_index *x, const string_list *l, int32_t id);
+/* Adds n <= INDEX_BATCH ids in order, as one look-up after another would, but overlapped. Returns
+ * how many were added: fewer than n when ids[result] has the bytes of *other, which is in. */
+enum { INDEX_BATCH = 32 };
+int string_index_add(string_index *x, const string_list *l, const int32_t *ids, int n,
+                     int32_t *other);
 
 typedef struct merge_slot {
     uint32_t left, right; /* left is an id + 1, 0: free */

@@ -182,6 +182,13 @@ static void set_byte_ids(tokenizer *t, int32_t id, size_t n, bool mergeable) {
     if (b >= 0 && (typed || t->byte_id[b] < 0)) t->byte_id[b] = id;
 }
 
+/* Spellings differ, or index_spellings refuses them; then pieces do too. */
+static void add_pieces(tokenizer *t, const int32_t *ids, int n) {
+    int32_t other;
+    for (int done = 0; done < n; done++)
+        done += string_index_add(&t->by_piece, &t->piece, ids + done, n - done, &other);
+}
+
 static status load_pieces(tokenizer *t, error *err) {
     const size_t n_vocab = (size_t)t->n_vocab;
     int16_t of[BYTE_CHARS];
@@ -195,6 +202,8 @@ static status load_pieces(tokenizer *t, error *err) {
         return error_set(err, E_NOMEM, "tokenizer: index of %zu tokens", n_vocab);
     }
     uint32_t at = 0;
+    int32_t pending[INDEX_BATCH];
+    int n_pending = 0;
     for (int32_t id = 0; id < t->n_vocab; id++) {
         size_t n = 0;
         bool mergeable;
@@ -206,8 +215,12 @@ static status load_pieces(tokenizer *t, error *err) {
         set_byte_ids(t, id, n, mergeable);
         if (!index || !mergeable) continue;
         if (n > t->piece_max) t->piece_max = n;
-        (void)string_index_add(&t->by_piece, &t->piece, id); /* spellings differ, so pieces do */
+        pending[n_pending++] = id;
+        if (n_pending < INDEX_BATCH) continue;
+        add_pieces(t, pending, n_pending);
+        n_pending = 0;
     }
+    add_pieces(t, pending, n_pending);
     return OK;
 }
 
@@ -215,11 +228,14 @@ static status index_spellings(const tokenizer *t, string_index *x, error *err) {
     if (string_index_init(x, (size_t)t->n_vocab) != OK) {
         return error_set(err, E_NOMEM, "tokenizer: index of %d tokens", t->n_vocab);
     }
-    for (int32_t id = 0; id < t->n_vocab; id++) {
-        const int32_t other = string_index_add(x, &t->spelling, id);
-        if (other >= 0) {
+    for (int32_t id = 0; id < t->n_vocab; id += INDEX_BATCH) {
+        int32_t ids[INDEX_BATCH], other;
+        int n = 0;
+        while (n < INDEX_BATCH && id + n < t->n_vocab) ids[n] = id + n, n++;
+        const int added = string_index_add(x, &t->spelling, ids, n, &other);
+        if (added < n) {
             return error_set(err, E_FORMAT, "tokens %d and %d have the same spelling", (int)other,
-                             (int)id);
+                             (int)ids[added]);
         }
     }
     return OK;
@@ -312,7 +328,7 @@ static status load_merges(tokenizer *t, const gguf *g, const string_index *x, er
     if (s != OK) return s;
     if (!found) return error_set(err, E_FORMAT, "%s is missing", KEY("merges"));
     if (a.count > 0 && a.type != GGUF_STRING) return wrong_type(KEY("merges"), err);
-    if (a.count > 4 * (uint64_t)LIMIT_VOCAB) {
+    if (a.count > 2 * (uint64_t)LIMIT_VOCAB) {
         return error_set(err, E_FORMAT, "%llu merges", (unsigned long long)a.count);
     }
     if (merge_table_init(&t->merges, (size_t)a.count) != OK) {

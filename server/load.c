@@ -197,9 +197,10 @@ static status load_steps(loader *l) {
     l->exit_code = EXIT_BAD_MODEL;
     if ((s = gguf_open(o->path, &l->file, &l->err)) != OK) return s;
     if ((s = check_pin(l)) != OK) return s;
+    /* The cheaper look first. */
+    if ((s = weights_open(l->file, o->context_length, &l->weights, &l->err)) != OK) return s;
     if ((s = tokenizer_open(l->file, &l->tokenizer, &l->err)) != OK) return s;
     if ((s = open_chat(l)) != OK) return s;
-    if ((s = weights_open(l->file, o->context_length, &l->weights, &l->err)) != OK) return s;
     take_name(l);
     if (tokenizer_n_vocab(l->tokenizer) > weights_desc(l->weights)->n_vocab)
         return error_set(&l->err, E_FORMAT, "%s: the tokenizer has %d tokens, the weights %d",

@@ -1,26 +1,11 @@
-/* Hostile model files: a table of wrong ones, truncation at every byte, and structured mutants.
- * None may crash, leak or be slow; what is accepted must load and give two tokens. */
-#include <check.h>
-#include <sys/resource.h>
-#include <time.h>
-
+/* Hostile model files: a table of wrong ones, each with one thing wrong, from the container to the
+ * model's numbers. Each is refused by name, and at little cost. Files made by the thousand are
+ * test_hostile_mutants.c's; parts of split models test_gguf.c's. */
+#include "cost.h"
 #include "engine/tokenizer.h"
 #include "engine/weights.h"
 #include "gguf_builder.h"
-#include "two_tokens.h"
-
-enum { BACKEND_RUNS_MAX = 200 };
-
-#define MS INT64_C(1000000)
-
-/* CPU time: the machine that runs the tests may be busy. */
-static int64_t cpu_ns(void) {
-    struct timespec t;
-    (void)clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return (int64_t)t.tv_sec * 1000 * MS + t.tv_nsec;
-}
-
-/* ---- the table ---- */
+#include "tests/check_main.h"
 
 typedef struct wrong_file {
     const char *what;
@@ -258,6 +243,110 @@ static void split_in_memory(gguf_builder *b, bytes *out) {
     builder_u32(b, "split.count", 2), finish(b, out);
 }
 
+/* ---- numbers that do not fit the model ---- */
+
+/* Overwrites four bytes, `at` bytes after the key's name: 0 is the value's type, 4 the value, of an
+ * array 4 the element type, 8 the count, 16 the first element. */
+static void patch(gguf_builder *b, const char *key, size_t at, uint32_t value) {
+    const size_t len = strlen(key);
+    size_t i = 0;
+    while (memcmp(b->kv.p + i, key, len) != 0) i++;
+    memcpy(b->kv.p + i + len + at, &value, sizeof value);
+}
+
+static void heads_0(gguf_builder *b, bytes *out) {
+    patch(b, "llama.attention.head_count", 4, 0), finish(b, out);
+}
+static void kv_heads_0(gguf_builder *b, bytes *out) {
+    patch(b, "llama.attention.head_count_kv", 4, 0), finish(b, out);
+}
+static void kv_heads_3(gguf_builder *b, bytes *out) {
+    patch(b, "llama.attention.head_count_kv", 4, 3), finish(b, out);
+}
+static void layers_0(gguf_builder *b, bytes *out) {
+    patch(b, "llama.block_count", 4, 0), finish(b, out);
+}
+static void layers_max(gguf_builder *b, bytes *out) {
+    patch(b, "llama.block_count", 4, UINT32_MAX), finish(b, out);
+}
+static void layers_512(gguf_builder *b, bytes *out) {
+    patch(b, "llama.block_count", 4, 512), finish(b, out);
+}
+static void embedding_other(gguf_builder *b, bytes *out) {
+    patch(b, "llama.embedding_length", 4, 64), finish(b, out);
+}
+static void feed_forward_other(gguf_builder *b, bytes *out) {
+    patch(b, "llama.feed_forward_length", 4, 31), finish(b, out);
+}
+static void rope_huge(gguf_builder *b, bytes *out) {
+    builder_u32(b, "llama.rope.dimension_count", 0x7FFFFFFE), finish(b, out);
+}
+static void heads_times_length(gguf_builder *b, bytes *out) {
+    patch(b, "llama.attention.head_count", 4, 1u << 16);
+    patch(b, "llama.attention.key_length", 4, 1u << 16);
+    finish(b, out);
+}
+static void key_length_huge(gguf_builder *b, bytes *out) {
+    patch(b, "llama.attention.key_length", 4, 0x80000000u), finish(b, out);
+}
+static void context_0(gguf_builder *b, bytes *out) {
+    patch(b, "llama.context_length", 4, 0), finish(b, out);
+}
+static void epsilon_0(gguf_builder *b, bytes *out) {
+    patch(b, "llama.attention.layer_norm_rms_epsilon", 4, 0), finish(b, out);
+}
+static void epsilon_infinite(gguf_builder *b, bytes *out) {
+    patch(b, "llama.attention.layer_norm_rms_epsilon", 4, 0x7F800000), finish(b, out);
+}
+static void bos_beyond(gguf_builder *b, bytes *out) {
+    patch(b, "tokenizer.ggml.bos_token_id", 4, 264), finish(b, out);
+}
+static void eos_max(gguf_builder *b, bytes *out) {
+    patch(b, "tokenizer.ggml.eos_token_id", 4, UINT32_MAX), finish(b, out);
+}
+static void score_nan(gguf_builder *b, bytes *out) {
+    patch(b, "tokenizer.ggml.scores", 16, 0x7FC00000), finish(b, out);
+}
+static void type_7(gguf_builder *b, bytes *out) {
+    patch(b, "tokenizer.ggml.token_type", 16, 7), finish(b, out);
+}
+static void types_are_floats(gguf_builder *b, bytes *out) {
+    patch(b, "tokenizer.ggml.token_type", 4, GGUF_F32), finish(b, out);
+}
+/* A shorter array: the rest of it is taken for the next key, so it ends the file's keys. */
+static void fewer(gguf_builder *b, const char *key, bytes *out) {
+    static const int32_t zeros[263] = {0};
+    char renamed[64];
+    size_t i = 0;
+    (void)snprintf(renamed, sizeof renamed, "%s", key);
+    renamed[strlen(key) - 1] = '_'; /* the right one goes out of the way */
+    while (memcmp(b->kv.p + i, key, strlen(key)) != 0) i++;
+    memcpy(b->kv.p + i, renamed, strlen(key));
+    const bool scores = strstr(key, "scores") != NULL;
+    builder_array(b, key, scores ? GGUF_F32 : GGUF_I32, 263, zeros, sizeof zeros);
+    finish(b, out);
+}
+static void fewer_types(gguf_builder *b, bytes *out) {
+    fewer(b, "tokenizer.ggml.token_type", out);
+}
+static void fewer_scores(gguf_builder *b, bytes *out) {
+    fewer(b, "tokenizer.ggml.scores", out);
+}
+static void token_twice(gguf_builder *b, bytes *out) {
+    uint8_t *p = b->kv.p;
+    while (memcmp(p, "<0x41>", 6) != 0) p++;
+    memcpy(p, "<0x42>", 6);
+    finish(b, out);
+}
+static void model_unknown(gguf_builder *b, bytes *out) {
+    uint8_t *p = b->kv.p;
+    while (memcmp(p, "tokenizer.ggml.model", 20) != 0) p++;
+    memcpy(p + 20 + 4 + 8, "lmama", 5);
+    finish(b, out);
+}
+
+/* ---- the table ---- */
+
 static const wrong_file wrong_files[] = {
     {"bad magic", E_FORMAT, "magic", bad_magic},
     {"version 0", E_FORMAT, "version 0", version_0},
@@ -314,19 +403,54 @@ static const wrong_file wrong_files[] = {
     {"data short by 4 bytes", E_FORMAT, "beyond", data_missing},
     {"no data", E_FORMAT, "beyond", data_gone},
     {"two tensors, padded sum wraps", E_FORMAT, "", padded_sum_wraps},
+    {"head_count 0", E_FORMAT, "head_count", heads_0},
+    {"head_count_kv 0", E_FORMAT, "head_count_kv", kv_heads_0},
+    {"head_count_kv that does not divide", E_FORMAT, "head_count", kv_heads_3},
+    {"block_count 0", E_FORMAT, "block_count", layers_0},
+    {"block_count 2^32-1", E_FORMAT, "block_count", layers_max},
+    {"block_count larger than tensors present", E_FORMAT, "blk.2.", layers_512},
+    {"another embedding_length", E_FORMAT, "token_embd.weight: shape", embedding_other},
+    {"another feed_forward_length", E_FORMAT, "blk.0.ffn_", feed_forward_other},
+    {"huge rope.dimension_count", E_FORMAT, "dimension_count", rope_huge},
+    {"head_count * key_length overflows", E_FORMAT, "head_count", heads_times_length},
+    {"huge key_length", E_FORMAT, "key_length", key_length_huge},
+    {"context_length 0", E_FORMAT, "context_length", context_0},
+    {"epsilon 0", E_FORMAT, "epsilon", epsilon_0},
+    {"epsilon infinite", E_FORMAT, "epsilon", epsilon_infinite},
+    {"bos id beyond the vocabulary", E_FORMAT, "bos_token_id", bos_beyond},
+    {"eos id 2^32-1", E_FORMAT, "eos_token_id", eos_max},
+    {"a NaN score", E_FORMAT, "scores", score_nan},
+    {"a token of type 7", E_FORMAT, "type 7", type_7},
+    {"types that are floats", E_FORMAT, "token_type", types_are_floats},
+    {"fewer types than tokens", E_FORMAT, "token_type", fewer_types},
+    {"fewer scores than tokens", E_FORMAT, "scores", fewer_scores},
+    {"two tokens of one spelling", E_FORMAT, "same spelling", token_twice},
+    {"an unknown tokenizer", E_UNSUPPORTED, "lmama", model_unknown},
     {"a part of a split model", E_UNSUPPORTED, "split", split_in_memory},
 };
 enum { N_WRONG_FILES = sizeof wrong_files / sizeof wrong_files[0] };
 
-/* Without a tensor-less file the makers above would stop at another fault. */
+/* What a server does with a file before it takes memory for it. */
+static status load(const bytes *f, error *err) {
+    gguf *g = NULL;
+    tokenizer *t = NULL;
+    weights *w = NULL;
+    status s = gguf_open_memory(f->p, f->n, &g, err);
+    if (s == OK) s = tokenizer_open(g, &t, err);
+    if (s == OK) s = weights_open(g, 0, &w, err);
+    weights_close(w);
+    tokenizer_close(t);
+    gguf_close(g);
+    return s;
+}
+
+/* Else the makers would stop at another fault. */
 START_TEST(the_valid_file_is_accepted) {
     tiny_model m = tiny_default("llama");
     gguf_builder b = tiny_builder(&m);
     bytes f = builder_finish(&b);
-    gguf *g = NULL;
     error err = {0};
-    ck_assert_msg(gguf_open_memory(f.p, f.n, &g, &err) == OK, "%s", err.text);
-    gguf_close(g);
+    ck_assert_msg(load(&f, &err) == OK, "%s", err.text);
     free(f.p);
 }
 END_TEST
@@ -336,298 +460,22 @@ START_TEST(wrong_files_are_refused) {
     tiny_model m = tiny_default("llama");
     gguf_builder b = tiny_builder(&m);
     bytes f = {0};
-    gguf *g = NULL;
     error err = {0};
     w->make(&b, &f);
-    const int64_t start = cpu_ns();
-    const status s = gguf_open_memory(f.p, f.n, &g, &err);
-    const int64_t ns = cpu_ns() - start;
-    ck_assert_msg(s == w->expected && g == NULL, "%s: %s: %s", w->what, status_name(s), err.text);
+    const cost start = cost_now();
+    const status s = load(&f, &err);
+    const cost c = cost_since(start);
+    ck_assert_msg(s == w->expected, "%s: %s: %s", w->what, status_name(s), err.text);
     ck_assert_msg(strstr(err.text, w->text) != NULL, "%s: %s", w->what, err.text);
-    ck_assert_msg(ns < 100 * MS, "%s: %lld ns", w->what, (long long)ns);
+    cost_check_refusal(c, f.n, w->what);
     free(f.p);
-}
-END_TEST
-
-/* ---- tokenizer metadata that does not fit ---- */
-
-typedef struct wrong_tokenizer {
-    const char *what, *key; /* of the key whose bytes are changed */
-    int at;                 /* offset from the end of the key's name */
-    uint32_t value;
-} wrong_tokenizer;
-
-static const wrong_tokenizer wrong_tokenizers[] = {
-    {"fewer types than tokens", "tokenizer.ggml.token_type", 8, 263},
-    {"fewer scores than tokens", "tokenizer.ggml.scores", 8, 263},
-    {"a NaN score", "tokenizer.ggml.scores", 16, 0x7FC00000},
-    {"types that are floats", "tokenizer.ggml.token_type", 4, GGUF_F32},
-};
-
-/* These change counts, so what follows no longer parses, or parses to something else: the file must
- * be refused by the reader or by the tokenizer. */
-START_TEST(wrong_tokenizers_are_refused) {
-    const wrong_tokenizer *w = &wrong_tokenizers[_i];
-    tiny_model m = tiny_default("llama");
-    gguf_builder b = tiny_builder(&m);
-    bytes f = builder_finish(&b);
-    gguf *g = NULL;
-    tokenizer *t = NULL;
-    error err = {0};
-    const size_t len = strlen(w->key);
-    size_t at = 0;
-    while (memcmp(f.p + at, w->key, len) != 0) at++;
-    memcpy(f.p + at + len + (size_t)w->at, &w->value, sizeof w->value);
-    status s = gguf_open_memory(f.p, f.n, &g, &err);
-    if (s == OK) s = tokenizer_open(g, &t, &err);
-    ck_assert_msg(s != OK, "%s was accepted", w->what);
-    tokenizer_close(t);
-    gguf_close(g);
-    free(f.p);
-}
-END_TEST
-
-/* ---- from bytes to two tokens ---- */
-
-static void use_tokenizer(const gguf *g) {
-    static const text_part text = {"ab <s>\xC3\xA9 c", 10, false};
-    tokenizer *t = NULL;
-    token_list ids = {.with_offsets = true};
-    error err;
-    if (tokenizer_open(g, &t, &err) != OK) return;
-    if (tokenizer_encode(t, &text, 1, TOKENIZE_ADD_SPECIAL, &ids) == OK)
-        for (size_t i = 0; i < ids.n; i++)
-            ck_assert(ids.id[i] >= 0 && ids.id[i] < tokenizer_n_vocab(t));
-    token_list_free(&ids);
-    tokenizer_close(t);
-}
-
-typedef struct tally {
-    int n, n_accepted, n_loaded, n_run;
-    int64_t slowest_ns;
-} tally;
-
-static void try_file(const uint8_t *p, size_t n, tally *t) {
-    gguf *g = NULL;
-    weights *w = NULL;
-    error err = {0};
-    const int64_t start = cpu_ns();
-    status s = gguf_open_memory(p, n, &g, &err);
-    t->n++;
-    if (s == OK) {
-        t->n_accepted++;
-        use_tokenizer(g);
-        s = weights_open(g, 0, &w, &err);
-    }
-    const int64_t ns = cpu_ns() - start;
-    if (ns > t->slowest_ns) t->slowest_ns = ns;
-    if (s != OK) ck_assert_msg(err.text[0] != '\0', "a refusal without a text");
-    if (s == OK && t->n_loaded++ < BACKEND_RUNS_MAX) {
-        t->n_run++;
-        const status run = two_tokens(weights_desc(w), &err);
-        ck_assert_msg(run == OK || run == E_UNSUPPORTED || run == E_NOMEM, "%s: %s",
-                      status_name(run), err.text);
-    }
-    weights_close(w);
-    gguf_close(g);
-}
-
-static tiny_model smallest(const char *arch) {
-    tiny_model m = tiny_default(arch);
-    m.n_layers = 1;
-    m.n_embd = m.n_ff = 8;
-    m.n_heads = 1;
-    m.head_dim = 8;
-    m.no_tokenizer = true;
-    m.n_vocab = 4;
-    return m;
-}
-
-START_TEST(truncation_at_every_byte) {
-    tiny_model m = smallest("qwen2");
-    gguf_builder b = tiny_builder(&m);
-    bytes f = builder_finish(&b);
-    for (size_t n = 0; n < f.n; n++) {
-        uint8_t *copy = malloc(n == 0 ? 1 : n); /* exactly n bytes: the sanitizer sees one more */
-        gguf *g = NULL;
-        error err = {0};
-        memcpy(copy, f.p, n);
-        const status s = gguf_open_memory(copy, n, &g, &err);
-        /* Only padding after the last tensor may be missing. */
-        ck_assert_msg(s == E_FORMAT || (s == OK && n + 32 > f.n), "%zu of %zu: %s", n, f.n,
-                      status_name(s));
-        gguf_close(g);
-        free(copy);
-    }
-    free(f.p);
-}
-END_TEST
-
-static uint64_t next_random(uint64_t *x) {
-    *x ^= *x << 13;
-    *x ^= *x >> 7;
-    *x ^= *x << 17;
-    return *x;
-}
-
-/* Numbers that parsers get wrong. */
-static const uint64_t interesting[] = {0,
-                                       1,
-                                       2,
-                                       3,
-                                       7,
-                                       8,
-                                       13,
-                                       31,
-                                       32,
-                                       33,
-                                       63,
-                                       64,
-                                       255,
-                                       256,
-                                       4095,
-                                       65535,
-                                       65536,
-                                       INT32_MAX,
-                                       UINT32_MAX,
-                                       UINT64_C(1) << 32,
-                                       INT64_MAX,
-                                       UINT64_C(1) << 63,
-                                       UINT64_MAX - 31,
-                                       UINT64_MAX};
-
-/* One to four changes: mostly in the header (counts, lengths, types, offsets lie there). */
-static void mutate(uint8_t *p, size_t *n, size_t header_bytes, uint64_t *x) {
-    const int changes = 1 + (int)(next_random(x) % 4);
-    for (int c = 0; c<changes && * n> 16; c++) {
-        const size_t span = next_random(x) % 8 == 0 ? *n : header_bytes < *n ? header_bytes : *n;
-        const size_t at = next_random(x) % (span - 8);
-        const uint64_t v =
-            interesting[next_random(x) % (sizeof interesting / sizeof interesting[0])];
-        switch (next_random(x) % 8) {
-        case 0:
-            p[at] ^= (uint8_t)(1u << (next_random(x) % 8));
-            break;
-        case 1:
-            p[at] = (uint8_t)next_random(x);
-            break;
-        case 2:
-            memcpy(p + at, &v, 8);
-            break;
-        case 3:
-            memcpy(p + at, &v, 4);
-            break;
-        case 4: /* a small step of a number */
-            p[at] = (uint8_t)(p[at] + (next_random(x) % 2 ? 1 : 255));
-            break;
-        case 5: /* bytes taken out */
-            memmove(p + at, p + at + 4, *n - at - 4);
-            *n -= 4;
-            break;
-        case 6: /* a piece copied over another */
-            memmove(p + at, p + next_random(x) % (span - 8), 8);
-            break;
-        default:
-            *n -= next_random(x) % 64;
-        }
-    }
-}
-
-/* INFERD_MUTANTS: how many in all (100,000 when unset), an eighth a seed. */
-static int mutants_per_seed(void) {
-    const char *env = getenv("INFERD_MUTANTS");
-    const long n = env != NULL ? strtol(env, NULL, 10) : 100000;
-    return n > 8 && n < 100000000 ? (int)(n / 8) : 12500;
-}
-
-START_TEST(mutants_do_no_harm) {
-    static const char *const archs[] = {"llama", "qwen2", "qwen3", "phi3"};
-    tiny_model m = smallest(archs[_i % 4]);
-    if (_i >= 4) { /* with a vocabulary */
-        m.no_tokenizer = false;
-        m.n_vocab = 264;
-    }
-    gguf_builder b = tiny_builder(&m);
-    const size_t header_bytes = 24 + b.kv.n + b.infos.n;
-    bytes f = builder_finish(&b);
-    uint64_t x = 88172645463325252u + (uint64_t)_i;
-    uint8_t *copy = malloc(f.n);
-    tally t = {0};
-    for (int k = mutants_per_seed(); k > 0; k--) {
-        size_t n = f.n;
-        memcpy(copy, f.p, n);
-        mutate(copy, &n, header_bytes, &x);
-        try_file(copy, n, &t);
-    }
-    printf("%s, %zu bytes: %d mutants, %d parsed, %d loaded, %d run; slowest %.1f ms\n", m.arch,
-           f.n, t.n, t.n_accepted, t.n_loaded, t.n_run, (double)t.slowest_ns / 1e6);
-    ck_assert_int_gt(t.n_accepted, 0); /* else the mutator is too rough to test anything */
-    ck_assert_int_lt(t.n_accepted, t.n);
-    ck_assert_int_gt(t.n_run, 0);
-    free(copy);
-    free(f.p);
-}
-END_TEST
-
-/* ---- cost ---- */
-
-static long peak_kib(void) {
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return u.ru_maxrss;
-}
-
-/* Large files built to be slow or greedy: refused within 100 ms (ten times that under a sanitizer)
- * and 64 MiB above the file's size. */
-START_TEST(refusals_are_cheap) {
-    enum { SIZE = 48 << 20 };
-    uint8_t *p = calloc(1, SIZE);
-    gguf_builder b = builder_new();
-    error err = {0};
-    gguf *g = NULL;
-    ck_assert_ptr_nonnull(p);
-    if (_i == 0) builder_array(&b, "k", GGUF_STRING, SIZE / 8 - 64, "", 0); /* empty strings */
-    if (_i == 1) builder_array(&b, "k", GGUF_STRING, (1 << 21) + 1, "", 0); /* one above the cap */
-    if (_i == 2) builder_array(&b, "k", GGUF_BOOL, SIZE, "", 0);
-    if (_i == 3) b.claim_n_tensors = 65536;
-    if (_i == 4) b.claim_n_kv = 65536;
-    if (_i == 5) builder_array(&b, "k", GGUF_STRING, 1 << 21, "", 0); /* then tensors are missing */
-    if (_i < 3 || _i == 5) b.claim_n_tensors = 1;
-    bytes head = builder_finish(&b);
-    memset(p, 0, SIZE);
-    memcpy(p, head.p, head.n);
-    const long before = peak_kib();
-    const int64_t start = cpu_ns();
-    const status s = gguf_open_memory(p, SIZE, &g, &err);
-    const int64_t ns = cpu_ns() - start;
-    ck_assert_msg(s == E_FORMAT, "case %d: %s: %s", _i, status_name(s), err.text);
-    printf("case %d: %.1f ms, %ld KiB: %s\n", _i, (double)ns / 1e6, peak_kib() - before, err.text);
-#ifdef __SANITIZE_ADDRESS__
-    ck_assert_int_lt(ns, 1000 * MS);
-#else
-    ck_assert_int_lt(ns, 100 * MS);
-    ck_assert_int_lt(peak_kib() - before, 64 << 10);
-#endif
-    free(head.p);
-    free(p);
 }
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("hostile");
     TCase *tc = tcase_create("hostile");
-    tcase_set_timeout(tc, 280);
+    tcase_set_timeout(tc, 60);
     tcase_add_test(tc, the_valid_file_is_accepted);
     tcase_add_loop_test(tc, wrong_files_are_refused, 0, N_WRONG_FILES);
-    tcase_add_loop_test(tc, wrong_tokenizers_are_refused, 0,
-                        (int)(sizeof wrong_tokenizers / sizeof wrong_tokenizers[0]));
-    tcase_add_test(tc, truncation_at_every_byte);
-    tcase_add_loop_test(tc, mutants_do_no_harm, 0, 8);
-    tcase_add_loop_test(tc, refusals_are_cheap, 0, 6);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("hostile", tc);
 }
