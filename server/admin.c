@@ -10,6 +10,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/log.h"
+#include "server/process.h"
 #include "server/statusz.h"
 
 /* One peer cannot take all connections, so that a probe from elsewhere gets through. */
@@ -33,7 +35,9 @@ struct admin {
 static void write_metrics(server *s, FILE *out) {
     metrics_view v;
     server_view(s, &v);
+    v.log_dropped = log_dropped();
     metrics_write(server_metrics(s), &v, out);
+    process_write_metrics(out);
 }
 
 static void write_live(server *s, FILE *out) {

@@ -222,6 +222,8 @@ static void write_counters(const writer *w, const metrics *m, const metrics_view
     put_one(w, "inferd_steps_total", "counter", "Steps of the engine.", (double)s->steps);
     put_one(w, "inferd_auth_denied_total", "counter", "Calls without a valid credential.",
             (double)load(&m->auth_denied));
+    put_one(w, "inferd_log_lines_dropped_total", "counter",
+            "Log lines that standard output could not take in time.", (double)v->log_dropped);
     put_one(w, "inferd_tls_reload_failures_total", "counter",
             "Certificate files that were not usable; the old ones stayed.",
             (double)load(&m->tls_reload_failures));

@@ -65,6 +65,7 @@ typedef struct metrics_view {
     int kv_block_tokens;
     double last_step_age_s;
     int64_t tls_not_after_s; /* seconds since 1970; 0: no TLS */
+    uint64_t log_dropped;    /* lines */
     bool vllm_aliases;
 } metrics_view;
 /* Prometheus text format 0.0.4. */
