@@ -8,6 +8,7 @@ query of the dashboard, of the alert rules and of the autoscaler.
 Exit 1 if a scrape is not well-formed, a query fails or has no data, a rule is not healthy, or watching costs too much.
 """
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -81,7 +82,8 @@ class Load:
                 self._call(stub, text_request("The capital of France is", 30, stopping=pb.Stopping(stop=["."])))
             elif kind == 1:  # cancelled
                 call = stub.Generate(ids_request([7] * 8, 500))
-                next(call, None)
+                with contextlib.suppress(grpc.RpcError):
+                    next(call, None)
                 call.cancel()
             elif kind == 2:
                 self._call(stub, ids_request([7] * 8, 0, sampling=pb.Sampling(temperature=5)))  # invalid
