@@ -152,6 +152,33 @@ static status emit_bytes(encoder *e, const char *s, size_t len, size_t at) {
     return st;
 }
 
+static int32_t find_piece(const tokenizer *t, const char *s, size_t len) {
+    return len <= t->piece_max ? string_index_find(&t->by_piece, &t->piece, s, len) : -1;
+}
+
+/* What merging left at s[at..end). An unused piece is never emitted: it is taken apart again, as
+ * sentencepiece does. The ends of right halves wait. */
+static status emit_symbol(encoder *e, int32_t id, const char *s, size_t at, size_t end) {
+    const tokenizer *t = e->t;
+    uint32_t ends[SPM_PIECE_BYTES_MAX];
+    int depth = 0;
+    status st = OK;
+    for (;;) {
+        const size_t left =
+            id >= 0 && t->type[id] == TOKEN_UNUSED && e->m.left_bytes ? e->m.left_bytes[id] : 0;
+        if (left > 0) {
+            ends[depth++] = (uint32_t)end;
+            end = at + left;
+        } else {
+            st = id >= 0 ? emit(e->out, id, at, end) : emit_bytes(e, s + at, end - at, at);
+            if (depth == 0 || st != OK) return st;
+            at = end;
+            end = ends[--depth];
+        }
+        id = find_piece(t, s + at, end - at);
+    }
+}
+
 /* The fragment with a space before it and U+2581 as a space. */
 static status rewrite_spm(encoder *e, const char *s, size_t len) {
     text_map *map = e->out->with_offsets ? &e->map : NULL;
@@ -192,8 +219,7 @@ static status encode_spm(encoder *e, size_t start, size_t end) {
     for (size_t i = 0, last = 0; i < len; n++) {
         uint32_t cp;
         const size_t width = utf8_decode(s + i, len - i, &cp);
-        v[i].id =
-            width <= t->piece_max ? string_index_find(&t->by_piece, &t->piece, s + i, width) : -1;
+        v[i].id = find_piece(t, s + i, width);
         e->m.pairs[i].prev = (uint32_t)last;
         v[i].next = (uint32_t)(i + width);
         last = i;
@@ -201,8 +227,7 @@ static status encode_spm(encoder *e, size_t start, size_t end) {
     }
     st = merger_run(&e->m, t, s, len, 0, n);
     for (size_t i = 0; i < len && st == OK; i = v[i].next) {
-        st = v[i].id >= 0 ? emit(e->out, v[i].id, i, v[i].next)
-                          : emit_bytes(e, s + i, v[i].next - i, i);
+        st = emit_symbol(e, v[i].id, s, i, v[i].next);
     }
     if (st == OK && e->out->with_offsets) {
         map_offsets(e->out, first, &e->map, len, end - start, start);

@@ -87,10 +87,12 @@ struct tokenizer {
     bool spm;
     pretokenizer pre; /* BPE */
     bool nfc, ignore_merges, space_prefix, add_bos, add_eos;
+    bool unused_pieces; /* by_piece has UNUSED tokens */
     int n_vocab;
     uint8_t *type; /* [n_vocab] token_type; owned, as every array here */
     string_list spelling, piece;
-    string_index by_piece; /* NORMAL tokens; SPM, and BPE with ignore_merges */
+    string_index by_piece; /* what text can become: NORMAL tokens, in SPM also UNUSED ones on the
+                              way; SPM, and BPE with ignore_merges */
     size_t piece_max;      /* longest piece in by_piece */
     merge_table merges;    /* BPE */
     uint32_t *rank; /* SPM [n_vocab]: place of the score, best first; equal scores are equal */
@@ -129,6 +131,7 @@ typedef struct merger {
     symbol_pair *pairs; /* size passes the size from which malloc maps fresh pages every time */
     size_t capacity;    /* bytes of text that fit */
     struct merge_queue *queue; /* of long words; made at the first one */
+    uint16_t *left_bytes;      /* [n_vocab] of UNUSED pieces: the left half's; made when needed */
 } merger;
 void merger_deinit(merger *m);
 BASE_MUST_USE status merger_reserve(merger *m, size_t bytes);

@@ -15,6 +15,7 @@ enum { SHORT_WORD_SYMBOLS = 40 };
 void merger_deinit(merger *m) {
     free(m->symbols);
     free(m->pairs);
+    free(m->left_bytes);
     merge_queue_close(m->queue);
     *m = (merger){0};
 }
@@ -36,40 +37,51 @@ typedef struct word_merge {
     const tokenizer *t;
     const char *word;
     uint32_t len, first;
+    uint16_t *left_bytes; /* NULL: the vocabulary has no unused pieces */
 } word_merge;
 
 /* The pair at offset a: its rank, and the token that it becomes. */
 static uint32_t look_up(const word_merge *w, uint32_t a, int32_t *id) {
     const symbol *v = w->v;
     const uint32_t b = v[a].next;
-    if (b >= w->len || v[a].id < 0 || v[b].id < 0) return NO_RANK;
-    if (!w->t->spm) {
+    if (b >= w->len) return NO_RANK;
+    if (!w->t->spm) { /* every symbol has an id */
         const merge_slot *slot = merge_table_find(&w->t->merges, v[a].id, v[b].id);
         if (!slot) return NO_RANK;
         *id = slot->id;
         return slot->rank;
     }
+    /* By text alone: a piece may consist of characters that are no tokens themselves. */
     const size_t bytes = v[b].next - a;
     if (bytes > w->t->piece_max) return NO_RANK;
     *id = string_index_find(&w->t->by_piece, &w->t->piece, w->word + a, bytes);
     return *id < 0 ? NO_RANK : w->t->rank[*id];
 }
 
+/* As look_up, for a pair that has just come about: an unused piece is taken apart again in the end,
+ * where its last such pair met. */
+static uint32_t new_pair(const word_merge *w, uint32_t a) {
+    int32_t id;
+    const uint32_t rank = look_up(w, a, &id);
+    if (w->left_bytes && rank != NO_RANK && w->t->type[id] == TOKEN_UNUSED)
+        w->left_bytes[id] = (uint16_t)(w->v[a].next - a);
+    return rank;
+}
+
 /* Joins the pair at offset a and looks up its two new pairs. Returns the offset before, or a. */
 static uint32_t join_pair(const word_merge *w, uint32_t a) {
     symbol *v = w->v;
     const uint32_t b = v[a].next, c = v[b].next;
-    int32_t id = -1, other;
+    int32_t id = -1;
     (void)look_up(w, a, &id);
     assert(id >= 0);
     v[a].id = id;
     w->pair[b].rank = NO_RANK; /* b is gone: an entry for it is stale */
     v[a].next = c;
     if (c < w->len) w->pair[c].prev = a;
-    w->pair[a].rank = look_up(w, a, &other);
-    if (a == w->first) return a;
-    const uint32_t before = w->pair[a].prev;
-    w->pair[before].rank = look_up(w, before, &other);
+    const uint32_t before = a == w->first ? a : w->pair[a].prev;
+    if (before != a) w->pair[before].rank = new_pair(w, before);
+    w->pair[a].rank = new_pair(w, a);
     return before;
 }
 
@@ -107,9 +119,13 @@ static status merge_long(merge_queue *q, const word_merge *w) {
 
 status merger_run(merger *m, const tokenizer *t, const char *word, size_t len, size_t first,
                   size_t n) {
-    const word_merge w = {m->symbols, m->pairs, t, word, (uint32_t)len, (uint32_t)first};
-    int32_t id;
-    for (uint32_t a = w.first; a < w.len; a = w.v[a].next) w.pair[a].rank = look_up(&w, a, &id);
+    if (t->unused_pieces && !m->left_bytes) {
+        m->left_bytes = calloc((size_t)t->n_vocab, sizeof *m->left_bytes);
+        if (!m->left_bytes) return E_NOMEM;
+    }
+    const word_merge w = {m->symbols,      m->pairs,     t, word, (uint32_t)len,
+                          (uint32_t)first, m->left_bytes};
+    for (uint32_t a = w.first; a < w.len; a = w.v[a].next) w.pair[a].rank = new_pair(&w, a);
     if (n <= SHORT_WORD_SYMBOLS) {
         merge_short(&w);
         return OK;

@@ -156,7 +156,8 @@ static status decode_piece(const tokenizer *t, const int16_t of[BYTE_CHARS], int
     if (t->type[id] == TOKEN_USER_DEFINED || t->spm) {
         *n = decode_spm(s, len, out);
         /* A spelling with a plain space is out of reach: text has U+2581 there. */
-        *mergeable = t->type[id] == TOKEN_NORMAL && len > 0 && !memchr(s, ' ', len);
+        const bool unused = t->type[id] == TOKEN_UNUSED && *n <= SPM_PIECE_BYTES_MAX;
+        *mergeable = (unused || t->type[id] == TOKEN_NORMAL) && len > 0 && !memchr(s, ' ', len);
         if (*mergeable && *n > SPM_PIECE_BYTES_MAX) {
             return error_set(err, E_FORMAT, "token %d has %zu bytes, the limit is %d", (int)id, *n,
                              SPM_PIECE_BYTES_MAX);
@@ -215,6 +216,7 @@ static status load_pieces(tokenizer *t, error *err) {
         set_byte_ids(t, id, n, mergeable);
         if (!index || !mergeable) continue;
         if (n > t->piece_max) t->piece_max = n;
+        if (t->type[id] == TOKEN_UNUSED) t->unused_pieces = true;
         pending[n_pending++] = id;
         if (n_pending < INDEX_BATCH) continue;
         add_pieces(t, pending, n_pending);
