@@ -6,7 +6,12 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-enum { TICK_MS = 20, HURRY_S = 2, LAST_WORDS_S = 2 };
+/* The port must go though streams still run: a balancer that counts connections (nginx least_conn)
+ * would give every new call to the one that refuses at once. But what core finds arriving on a port
+ * that is shut it ends as CANCELLED, which no retry policy repeats. So the port stays for NOTICE_MS
+ * after readiness fell: callers who watch the health service (swept every RPC_SWEEP_MS) have left
+ * by then. */
+enum { TICK_MS = 20, HURRY_S = 2, LAST_WORDS_S = 2, NOTICE_MS = 250 };
 
 /* Waits a tick; true: another SIGTERM or SIGINT came. */
 static bool tick(void) {
@@ -29,10 +34,13 @@ void drain_run(server *s, engine *e, int drain_delay_s, int drain_s) {
     log_event(LOG_INFO, "drain", LOG_INT("delay_s", drain_delay_s), LOG_INT("limit_s", drain_s),
               LOG_INT("streams", server_n_generating(s)));
     server_begin_drain(s);
+    const int64_t told = server_n_calls(s) > 0 ? start + NOTICE_MS * NS_PER_MS : start;
     for (;;) {
         const int64_t now = clock_now_ns();
+        const bool shut = now >= admit_until && now >= told;
         if (now >= admit_until) server_stop_admission(s);
-        if (now >= run_until || (now >= admit_until && server_n_generating(s) == 0)) break;
+        if (shut) server_stop_listening(s);
+        if (now >= run_until || (shut && server_n_generating(s) == 0)) break;
         if (tick()) {
             log_event(LOG_INFO, "drain_hurry", LOG_INT("limit_s", HURRY_S));
             admit_until = now;

@@ -248,12 +248,22 @@ static bool all_shut(rpc *r) {
     return shut;
 }
 
+static void shut_port(rpc_port *p) {
+    if (p->shutting) return;
+    p->shutting = true;
+    grpc_server_shutdown_and_notify(p->grpc, p->rpc->threads[0].cq, &p->shut);
+}
+
+void rpc_stop_listening(rpc *r) {
+    for (int i = 0; i < r->n_ports; i++)
+        if (!r->ports[i].health_only) shut_port(&r->ports[i]);
+}
+
 /* The shutdown tag may come while calls still live, and shutting a queue then aborts at the next
  * batch: so the queues go only when the tags have come and no call or armed slot is left. */
 void rpc_close(rpc *r) {
     if (!r) return;
-    for (int i = 0; i < r->n_ports; i++)
-        grpc_server_shutdown_and_notify(r->ports[i].grpc, r->threads[0].cq, &r->ports[i].shut);
+    for (int i = 0; i < r->n_ports; i++) shut_port(&r->ports[i]);
     for (int waited_ms = 0; r->n_threads > 0 && !all_shut(r); waited_ms += 2) {
         /* Streams were given their end before; what a peer does not take in time is cut. */
         if (waited_ms % 200 == 198)

@@ -47,6 +47,7 @@ typedef struct rpc_port {
     bool health_only;
     void *registered[RPC_METHODS_MAX];
     rpc_tag shut;
+    bool shutting; /* main's alone */
     _Atomic bool is_shut;
 } rpc_port;
 
@@ -61,6 +62,9 @@ typedef struct rpc {
 
 /* Binds, starts. s->address gets the bound main address. E_IO. */
 BASE_MUST_USE status rpc_open(server *s, rpc **out, error *err);
+/* The main port takes no connection and no call any more, peers are told (GOAWAY), its calls go on;
+ * the health port stays. Main thread; once is enough, again is harmless. */
+void rpc_stop_listening(rpc *r);
 /* Stops accepting, cancels what is left, waits for all calls, joins. NULL is legal. */
 void rpc_close(rpc *r);
 /* Engine thread. */

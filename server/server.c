@@ -80,6 +80,9 @@ void server_begin_drain(server *s) {
 void server_stop_admission(server *s) {
     atomic_store(&s->admitting, false);
 }
+void server_stop_listening(server *s) {
+    rpc_stop_listening(s->rpc);
+}
 
 /* --- the model --- */
 
@@ -305,6 +308,11 @@ static void measure_rates(server *s) {
 
 void server_tick(server *s) {
     measure_rates(s);
+    if (atomic_load(&s->was_ready)) {
+        engine_stats stats;
+        server_read_stats(s, &stats);
+        metrics_sample(&s->metrics, &stats, clock_now_ns());
+    }
     if (s->tls && tls_files_changed(s->tls)) reload_certificates(s);
 }
 

@@ -76,6 +76,9 @@ void server_tick(server *s);
 
 void server_begin_drain(server *s);    /* readiness falls, calls are still admitted */
 void server_stop_admission(server *s); /* Generate is refused with DRAINING */
+/* After it: new connections are refused, those that are there are told to go elsewhere (GOAWAY) and
+ * last until their calls end. The health port stays. */
+void server_stop_listening(server *s);
 /* Closes the listeners, ends what is left, joins the threads. The engine must still run or be
  * stopped with engine_stop_all before. NULL is legal. */
 void server_close(server *s);

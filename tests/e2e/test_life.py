@@ -166,6 +166,32 @@ def test_drain_limit_and_second_signal():
             assert time.monotonic() - start < 4 + 2 * SLOW
 
 
+def test_the_port_closes_while_streams_finish():
+    """A balancer must not find the one that drains: it would count few calls there, and send it all others."""
+    sets = {"server.drain_s": 60, "engine.kv_blocks": 256, "server.health_listen": "127.0.0.1:0"}
+    with Server(sets) as s:
+        health_address = next(w[7:] for w in s.events("ready")[0].split() if w.startswith("health="))
+        health = health_pb2_grpc.HealthStub(grpc.insecure_channel(health_address))
+        call = s.stub.Generate(ids_request(LONG, 200 if harness.BRIEF else 500))
+        messages = [next(call)]
+        s.signal(signal.SIGTERM)
+        host, port = s.address.rsplit(":", 1)
+
+        def refuses_connections():
+            try:
+                socket.create_connection((host, int(port)), 1).close()
+                return False
+            except ConnectionRefusedError:
+                return True
+
+        wait_for("the port is closed", refuses_connections, 5 * SLOW)
+        assert check(health, "readiness") == NOT_SERVING and check(health, "liveness") == SERVING
+        assert s.process.poll() is None, "the stream still runs"
+        messages += call
+        assert harness.Answer(messages).reason == pb.FINISH_REASON_MAX_TOKENS
+        assert s.wait_exit(20) == 0
+
+
 def test_sigint_ends_it_too():
     with Server({"engine.kv_blocks": 64}) as s:
         s.signal(signal.SIGINT)

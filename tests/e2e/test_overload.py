@@ -1,5 +1,7 @@
 """Overload is refused, fast and in a way that a stock client repeats; a slow reader harms only itself."""
+import hashlib
 import json
+import signal
 import time
 
 import grpc
@@ -149,3 +151,43 @@ def test_a_slow_reader_that_reads_again_gets_everything():
         assert a.tokens == whole.tokens and a.text == whole.text and a.logprobs == whole.logprobs
         channel.close()
         s.assert_idle()
+
+
+# ---- tenants
+
+def bearer(token):
+    return [("authorization", f"Bearer {token}")]
+
+
+def tokens_file(path, **tenants):
+    """One line a tenant; the token is the tenant's name, the value its options."""
+    path.write_text("".join(f"sha256:{hashlib.sha256(t.encode()).hexdigest()} {t} {o}\n" for t, o in tenants.items()))
+    return path
+
+
+def test_a_tenant_has_its_share_of_the_blocks(tmp_path):
+    """Tenant a may hold 16 of 64 blocks. Its requests wait for one another, b's
+    pass them by; a request beyond the share is refused by name until SIGHUP has read another share."""
+    file = tokens_file(tmp_path / "tokens", a="kv_percent=25", b="")
+    with Server({"engine.kv_blocks": 64, "engine.kv_block_tokens": 16, "auth.tokens_file": file,
+                 "engine.prefix_cache": "false"}) as s:
+        def start(tenant, n_prompt, n):
+            return s.stub.Generate(ids_request([5] * n_prompt, n), metadata=bearer(tenant), timeout=120 * SLOW)
+
+        d = refused(lambda: start("a", 250, 100), C.RESOURCE_EXHAUSTED)
+        assert d.reason == "REQUEST_TOO_LARGE" and "tenant" in d.message
+        first = start("a", 160, 90)  # 10 blocks, 16 at its end
+        next(first)
+        second = start("a", 160, 4)
+        other = Answer(start("b", 400, 4))  # 26 blocks: there is room, though a's second waits
+        assert len(other.tokens) == 4
+        long = start("b", 300, 300)
+        next(long)
+        rest = Answer(second)
+        assert rest.usage.queue_ms > 0
+        assert len(list(first)) > 0
+        long.cancel()
+        tokens_file(file, a="kv_percent=50", b="")
+        s.signal(signal.SIGHUP)
+        wait_for("SIGHUP", lambda: s.events("tokens_reloaded"), 5 * SLOW)
+        assert len(Answer(start("a", 250, 100)).tokens) == 100
