@@ -9,7 +9,10 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-enum { PERIOD_MS = 100, MEAN_STEPS = 20, LAST_WORDS_MS = 1000 };
+/* The limits are promises to whoever watches from outside, so what comes after the judgement is
+ * taken off before: NOTICE_MS until it is judged and the health service's next sweep has told it,
+ * and the last words before the exit. */
+enum { PERIOD_MS = 100, NOTICE_MS = 250, MEAN_STEPS = 20, LAST_WORDS_MS = 1000 };
 
 struct watchdog {
     server *server;
@@ -69,6 +72,12 @@ static void *watchdog_main(void *arg) {
     return NULL;
 }
 
+/* The limit less what follows it, but of a short limit no more than an eighth. */
+static int64_t ahead(int limit_s, int ms) {
+    const int64_t limit_ns = limit_s * NS_PER_S, eighth_ns = limit_ns / 8;
+    return limit_ns - (ms * NS_PER_MS < eighth_ns ? ms * NS_PER_MS : eighth_ns);
+}
+
 status watchdog_open(server *s, int not_ready_s, int exit_s, watchdog **out, error *err) {
     served_model m;
     watchdog *w = calloc(1, sizeof *w);
@@ -78,8 +87,8 @@ status watchdog_open(server *s, int not_ready_s, int exit_s, watchdog **out, err
     }
     w->server = s;
     w->engine = m.engine;
-    w->not_ready_ns = not_ready_s * NS_PER_S;
-    w->exit_ns = exit_s * NS_PER_S;
+    w->not_ready_ns = ahead(not_ready_s, NOTICE_MS);
+    w->exit_ns = ahead(exit_s, LAST_WORDS_MS + NOTICE_MS);
     if (pthread_create(&w->thread, NULL, watchdog_main, w) != 0) {
         free(w);
         return error_set(err, E_NOMEM, "cannot start the watchdog's thread");
