@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
+
 static const double TTFT_S[] = {.001, .005, .01, .02, .04, .06, .08, .1,
                                 .25,  .5,   .75, 1,   2.5, 5,   7.5, 10};
 static const double INTER_TOKEN_S[] = {.001, .0025, .005, .01, .025, .05, .075, .1,
@@ -80,7 +82,30 @@ void metrics_error(metrics *m, const char *text) {
     if (!atomic_compare_exchange_strong(&m->errors.lock, &expected, 1)) return;
     const unsigned i = atomic_fetch_add(&m->errors.n, 1) % ERRORS_KEPT;
     snprintf(m->errors.text[i], ERROR_KEPT_BYTES, "%s", text);
+    m->errors.at_ns[i] = clock_now_ns();
     atomic_store(&m->errors.lock, 0);
+}
+
+static double usage_ratio(const engine_stats *s) {
+    return s->kv_blocks_total > 0 ? 1.0 - (double)s->kv_blocks_free / (double)s->kv_blocks_total
+                                  : 0.0;
+}
+
+void metrics_sample(metrics *m, const engine_stats *s, int64_t now_ns) {
+    const double dt_s = (double)(now_ns - m->history.seen_ns) * 1e-9;
+    const uint64_t tokens = s->generated_tokens - m->history.seen_tokens;
+    const bool first = m->history.seen_ns == 0;
+    if (!first && dt_s < 0.5) return;
+    m->history.seen_ns = now_ns;
+    m->history.seen_tokens = s->generated_tokens;
+    const double value[HISTORY_SERIES] = {first ? 0 : (double)tokens / dt_s,
+                                          (double)s->running + (double)s->waiting,
+                                          100 * usage_ratio(s)};
+    const unsigned n = atomic_load(&m->history.n);
+    for (int i = 0; i < HISTORY_SERIES; i++)
+        atomic_store_explicit(&m->history.value[i][n % HISTORY_SAMPLES], (float)value[i],
+                              memory_order_relaxed);
+    atomic_store(&m->history.n, n + 1);
 }
 
 /* --- export --- */
@@ -157,11 +182,6 @@ static const char *const REASON[FINISH_REASONS] = {
 static const char *const OUTCOME[OUTCOMES] = {"finished", "cancelled", "rejected", "failed",
                                               "invalid"};
 static const char *const STEP_PHASE[STEP_KINDS] = {"prefill", "decode", "mixed"};
-
-static double usage_ratio(const engine_stats *s) {
-    return s->kv_blocks_total > 0 ? 1.0 - (double)s->kv_blocks_free / (double)s->kv_blocks_total
-                                  : 0.0;
-}
 
 static void write_gauges(const writer *w, const metrics_view *v) {
     const engine_stats *s = &v->stats;

@@ -34,6 +34,15 @@ typedef enum outcome {
 } outcome;
 
 enum { STEP_PREFILL, STEP_DECODE, STEP_MIXED, STEP_KINDS };
+/* What /statusz draws: one value a second and series, for two minutes. */
+enum { HISTORY_SAMPLES = 120 };
+typedef enum history_series {
+    HISTORY_TOKENS,   /* output tokens a second */
+    HISTORY_REQUESTS, /* running and waiting */
+    HISTORY_KV,       /* percent of the blocks in use */
+    HISTORY_SERIES
+} history_series;
+
 enum { FINISH_REASONS = FINISH_ABORTED + 1, ERRORS_KEPT = 8, ERROR_KEPT_BYTES = 160 };
 
 typedef struct metrics {
@@ -48,11 +57,20 @@ typedef struct metrics {
         _Atomic unsigned n;
         _Atomic int lock;
         char text[ERRORS_KEPT][ERROR_KEPT_BYTES];
+        int64_t at_ns[ERRORS_KEPT];
     } errors;
+    struct { /* a ring: the newest is at (n - 1) % HISTORY_SAMPLES */
+        _Atomic unsigned n;
+        _Atomic float value[HISTORY_SERIES][HISTORY_SAMPLES];
+        uint64_t seen_tokens; /* the sampling thread's alone, as is the next */
+        int64_t seen_ns;
+    } history;
 } metrics;
 void metrics_init(metrics *m);
 /* Engine thread, after each step. */
 void metrics_step(metrics *m, const step_report *r);
+/* About every second, one thread: s as it is now. */
+void metrics_sample(metrics *m, const engine_stats *s, int64_t now_ns);
 /* Keeps the last ERRORS_KEPT lines. */
 void metrics_error(metrics *m, const char *text);
 
