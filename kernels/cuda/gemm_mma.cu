@@ -8,7 +8,7 @@
  * Numerics: the order of additions (chunks of a warp ascending, then warps 0..7) depends on n_in
  * and the format only, so a row's bits do not depend on the other rows: the deterministic mode's
  * kernel.
- * Source: our study of linear layers, simplified. */
+ * Source: Marlin (weights expanded in registers beside mma), simplified. */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/weight_format.cuh"

@@ -13,7 +13,7 @@
  *
  * Numerics: half weights and activations, float32 sums. The order of additions of a shared row
  * block is fixed for SwiGLU, not for the others.
- * Source: our study of linear layers; Marlin and Machete (register-A weights). */
+ * Source: Marlin and Machete (register-A weights). */
 #ifndef INFERD_KERNELS_CUDA_GEMM_WGMMA_CUH
 #define INFERD_KERNELS_CUDA_GEMM_WGMMA_CUH
 
@@ -447,7 +447,7 @@ template <int F, int NB, int MB, int SU, int WS, int XS> wgmma_variant wgmma_ins
     return {(const void *)wgmma_kernel<F, NB, MB, SU, WS, XS>, NB, MB, SU, B::SMEM};
 }
 
-/* Ring depths by what fits; the study's choices where it measured. W: stages of weights, X: slots
+/* Ring depths by what fits; the fastest that were measured. W: stages of weights, X: slots
  * of activations, by columns; D: two m64 blocks a warpgroup. */
 template <int F, int SU> struct wgmma_depth {
     static constexpr int STAGE = wf_traits<F>::BYTES * SU / wf_traits<F>::UNITS;

@@ -2,7 +2,7 @@
  * all inputs; its warps split the inputs, so a warp's activations stay in registers while it walks
  * over the tiles. Each warp streams its weights through a private ring of bulk copies: no producer,
  * no "empty" barriers, no block barrier in the main loop. A slot is re-armed only after the MMAs
- * that consumed its registers; right after the loads were issued is a race (seen in our study).
+ * that consumed its registers; right after the loads were issued is a race (measured).
  *
  *   grid    one block an SM, but no more than tiles (pairs of tiles for SwiGLU)
  *   block   n_warps warps; a warp takes UW units of 64 inputs a pass. Inputs beyond what one pass
