@@ -1,5 +1,5 @@
 /* Chooses and launches the matrix-vector kernels (gemv.cuh): units a warp, warps, passes and ring
- * depth from the shape. About 80 KB in flight an SM is best (measured: depth 2, 3, 4 of 38 KB each =
+ * depth from the shape. About 80 KB in flight an SM is best (depth 2, 3, 4 of 38 KB each:
  * 17.0, 17.8, 19.0 us on gate_up). */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/gemv_table.h"
