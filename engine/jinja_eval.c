@@ -127,9 +127,7 @@ static jinja_value string_index(jinja *x, jinja_value v, int64_t i) {
 jinja_value jinja_get_item(jinja *x, jinja_value v, jinja_value key) {
     if (x->st != OK) return jinja_undefined(NULL);
     if (v.kind == JINJA_UNDEFINED) return fail_undefined(x, v);
-    if (key.kind == JINJA_UNDEFINED && key.u.what && v.kind != JINJA_DICT) {
-        return fail_undefined(x, key);
-    }
+    if (key.kind == JINJA_UNDEFINED && v.kind != JINJA_DICT) return key;
     if (v.kind == JINJA_DICT) {
         const jinja_value *found = jinja_dict_find(x, v.u.dict, key);
         if (found) return *found;

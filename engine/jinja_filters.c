@@ -5,6 +5,7 @@
 
 #include "base/utf8.h"
 #include "engine/jinja.h"
+#include "engine/unicode.h"
 
 static jinja_value fail_kind(jinja *x, const char *filter, jinja_value v) {
     if (v.kind == JINJA_UNDEFINED && v.u.what) return jinja_fail(x, E_INVAL, "%s", v.u.what);
@@ -41,6 +42,7 @@ static jinja_value get_path(jinja *x, jinja_value v, jinja_value path) {
 static jinja_value f_abs(jinja *x, jinja_value v, const jinja_args *a) {
     (void)a;
     if (v.kind == JINJA_FLOAT) return jinja_float(fabs(v.u.f));
+    if (v.kind == JINJA_BOOL) return jinja_int(v.u.b);
     if (v.kind != JINJA_INT || v.u.i == INT64_MIN) return fail_kind(x, "abs", v);
     return jinja_int(v.u.i < 0 ? -v.u.i : v.u.i);
 }
@@ -89,7 +91,9 @@ static void sort_values(jinja *x, jinja_value *v, const jinja_value *key, size_t
     memcpy(spare, order, half * sizeof *order);
     size_t i = 0, k = half, out = 0;
     while (i < half && k < n && x->st == OK) {
-        const int c = jinja_compare(x, key[order[k]], key[spare[i]]);
+        const jinja_value right = key[order[k]], left = key[spare[i]];
+        const bool none = left.kind == JINJA_UNDEFINED && right.kind == JINJA_UNDEFINED;
+        const int c = none ? 0 : jinja_compare(x, right, left); /* an attribute that neither has */
         order[out++] = (reverse ? c > 0 : c < 0) ? order[k++] : spare[i++];
     }
     while (i < half) order[out++] = spare[i++];
@@ -205,11 +209,25 @@ static bool parse_number(const jinja_str *s, bool *is_float, double *f, int64_t 
     return true;
 }
 
+/* The whole of s as an integer in a base of 2 to 36. */
+static bool parse_base(const jinja_str *s, int64_t base, int64_t *out) {
+    char text[64], *end;
+    if (s->len == 0 || s->len >= sizeof text || base < 2 || base > 36) return false;
+    memcpy(text, s->s, s->len);
+    text[s->len] = '\0';
+    *out = strtoll(text, &end, (int)base);
+    return *end == '\0';
+}
+
 static jinja_value f_int(jinja *x, jinja_value v, const jinja_args *a) {
-    (void)x;
+    const jinja_value base = jinja_arg(a, 1, "base");
     bool is_float;
     double f;
     int64_t i;
+    if (v.kind == JINJA_UNDEFINED) return fail_kind(x, "int", v);
+    if (v.kind == JINJA_STRING && base.kind == JINJA_INT && base.u.i != 10 &&
+        parse_base(v.u.s, base.u.i, &i))
+        return jinja_int(i);
     if (v.kind == JINJA_INT) return v;
     if (v.kind == JINJA_BOOL) return jinja_int(v.u.b);
     if (v.kind == JINJA_FLOAT && fabs(v.u.f) < 9e18) return jinja_int((int64_t)v.u.f);
@@ -219,10 +237,10 @@ static jinja_value f_int(jinja *x, jinja_value v, const jinja_args *a) {
 }
 
 static jinja_value f_float(jinja *x, jinja_value v, const jinja_args *a) {
-    (void)x;
     bool is_float;
     double f;
     int64_t i;
+    if (v.kind == JINJA_UNDEFINED) return fail_kind(x, "float", v);
     if (jinja_is_number(v)) return jinja_float(jinja_number(v));
     if (v.kind == JINJA_STRING && parse_number(v.u.s, &is_float, &f, &i)) return jinja_float(f);
     const jinja_value otherwise = jinja_arg(a, 0, "default");
@@ -230,6 +248,7 @@ static jinja_value f_float(jinja *x, jinja_value v, const jinja_args *a) {
 }
 
 static jinja_value f_indent(jinja *x, jinja_value v, const jinja_args *a) {
+    if (v.kind != JINJA_STRING) return fail_kind(x, "indent", v);
     const jinja_value t = jinja_to_string(x, v), width = jinja_arg(a, 0, "width");
     const bool first = jinja_truthy(x, jinja_arg(a, 1, "first"));
     const bool blank = jinja_truthy(x, jinja_arg(a, 2, "blank"));
@@ -426,10 +445,11 @@ static jinja_value f_round(jinja *x, jinja_value v, const jinja_args *a) {
     const double scale = pow(10.0, precision.kind == JINJA_INT ? (double)precision.u.i : 0.0);
     const jinja_value up = jinja_text(x, "ceil"), down = jinja_text(x, "floor");
     const double f = jinja_number(v) * scale;
-    const double r = jinja_equal(x, method, up)     ? ceil(f)
-                     : jinja_equal(x, method, down) ? floor(f)
-                                                    : nearbyint(f);
-    return jinja_float(r / scale);
+    if (jinja_equal(x, method, up)) return jinja_float(ceil(f) / scale);
+    if (jinja_equal(x, method, down)) return jinja_float(floor(f) / scale);
+    if (v.kind == JINJA_FLOAT) return jinja_float(nearbyint(f) / scale);
+    const int64_t i = v.kind == JINJA_BOOL ? v.u.b : v.u.i; /* stays an integer, as Python's */
+    return jinja_int(scale >= 1 ? i : (int64_t)nearbyint(nearbyint(f) / scale));
 }
 
 static jinja_value f_safe(jinja *x, jinja_value v, const jinja_args *a) {
@@ -491,11 +511,21 @@ static jinja_value f_unique(jinja *x, jinja_value v, const jinja_args *a) {
     return out;
 }
 
+/* Runs of letters, digits and underscores. */
 static jinja_value f_wordcount(jinja *x, jinja_value v, const jinja_args *a) {
     const jinja_value s = jinja_to_string(x, v);
-    if (x->st != OK) return s;
-    const jinja_method m = {s, "split"};
-    return f_length(x, jinja_method_call(x, &m, &(jinja_args){0}), a);
+    int64_t n = 0;
+    bool inside = false;
+    size_t width;
+    (void)a;
+    if (x->st != OK || !jinja_touch(x, s.u.s->len)) return s;
+    for (size_t i = 0; i < s.u.s->len; i += width) {
+        const unsigned classes = unicode_classes_at(s.u.s->s, s.u.s->len, i, &width);
+        const bool word = classes & (UNI_LETTER | UNI_NUMBER) || s.u.s->s[i] == '_';
+        n += word && !inside;
+        inside = word;
+    }
+    return jinja_int(n);
 }
 
 static const struct {

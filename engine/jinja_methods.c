@@ -372,7 +372,15 @@ static const struct {
 };
 enum { N_METHODS = sizeof methods / sizeof methods[0] };
 
+/* What would change a value. Jinja's sandbox has no such methods either: a template that gets as
+ * far as calling one fails, the others go on. */
+static const char *const mutators[] = {"append", "clear",   "extend", "insert",     "pop",
+                                       "remove", "reverse", "sort",   "setdefault", "update"};
+
 bool jinja_method_known(const char *name) {
+    for (size_t i = 0; i < sizeof mutators / sizeof mutators[0]; i++) {
+        if (strcmp(mutators[i], name) == 0) return true;
+    }
     for (int i = 0; i < N_METHODS; i++) {
         if (strcmp(methods[i].name, name) == 0) return true;
     }
