@@ -3,7 +3,13 @@
 #include <assert.h>
 #include <string.h>
 
-enum { FIELD_LOGPROBS = 6, VARINT_MAX = 10, FIXED_BYTES = 512 };
+enum {
+    FIELD_LOGPROBS = 6,
+    VARINT_MAX = 10,
+    TOKEN_BYTES = 18, /* index, and the heads of text and ids: a tag and a varint of 5 bytes each */
+    FIXED_BYTES = 512,
+    SMALL_BYTES = 256
+};
 
 static void put_top(pb_writer *w, int32_t token, float logprob) {
     const size_t m = pb_begin(w, 4);
@@ -75,22 +81,42 @@ bool codec_response_write(const response *r, pb_writer *w) {
     return !w->failed;
 }
 
-/* Upper bound of what write_response writes: fixed parts (ids of 128 bytes, usage, finish) and the
- * growing ones. A prompt row: 2 + 6 + 5 + 6, each top 2 + 6 + 5, and a longer length. */
+/* Upper bound of what write_response writes: fixed parts (ids of 128 bytes, usage, finish) where
+ * there are any, and the growing ones. A prompt row: 2 + 6 + 5 + 6, each top 2 + 6 + 5, and a
+ * longer length. */
 static size_t bytes_max(const response *r) {
-    size_t n = FIXED_BYTES + r->text_len + r->stop_len + 5 * r->n_ids + r->logprobs_len;
+    const bool plain = !r->prompt && !r->usage && r->reason == FINISH_NONE;
+    size_t n = plain ? TOKEN_BYTES : FIXED_BYTES;
+    n += r->text_len + r->stop_len + 5 * r->n_ids + r->logprobs_len;
     if (r->prompt && r->prompt->rows)
         n += r->prompt->n_rows * (24 + r->prompt->n_top * 14) + VARINT_MAX;
     return n;
 }
 
-grpc_byte_buffer *codec_response(const response *r) {
-    grpc_slice slice = grpc_slice_malloc(bytes_max(r));
+/* A token's message is about a dozen bytes: copied, it lies inside the slice and goes out in one
+ * piece with its frame's head, with no allocation to give back from whichever thread it ends on. */
+static grpc_slice encode_small(const response *r) {
+    uint8_t bytes[SMALL_BYTES];
     pb_writer w;
-    pb_writer_init_fixed(&w, GRPC_SLICE_START_PTR(slice), GRPC_SLICE_LENGTH(slice));
+    pb_writer_init_fixed(&w, bytes, sizeof bytes);
     write_response(&w, r);
-    assert(!w.failed); /* bytes_max is a bound */
-    GRPC_SLICE_SET_LENGTH(slice, w.len);
+    assert(!w.failed);
+    return grpc_slice_from_copied_buffer((const char *)bytes, w.len);
+}
+
+grpc_byte_buffer *codec_response(const response *r) {
+    const size_t max = bytes_max(r);
+    grpc_slice slice;
+    if (max <= SMALL_BYTES) {
+        slice = encode_small(r);
+    } else {
+        pb_writer w;
+        slice = grpc_slice_malloc(max);
+        pb_writer_init_fixed(&w, GRPC_SLICE_START_PTR(slice), GRPC_SLICE_LENGTH(slice));
+        write_response(&w, r);
+        assert(!w.failed); /* bytes_max is a bound */
+        GRPC_SLICE_SET_LENGTH(slice, w.len);
+    }
     grpc_byte_buffer *b = grpc_raw_byte_buffer_create(&slice, 1);
     grpc_slice_unref(slice);
     return b;

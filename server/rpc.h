@@ -23,7 +23,7 @@ typedef struct rpc_thread {
     pthread_t thread;
     mailbox box;
     rpc_item *items; /* this thread's alone */
-    int64_t next_sweep_ns;
+    int64_t now_ns;  /* at its last look at the clock: when not busy, RPC_SWEEP_MS ago at most */
 } rpc_thread;
 
 void rpc_item_add(rpc_thread *t, rpc_item *i);

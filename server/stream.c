@@ -243,7 +243,7 @@ static void write_batch(stream *s, int i_choice, bool last) {
     s->headers_sent = true;
     s->status_sent = last;
     s->writing = true;
-    s->write_started_ns = clock_now_ns();
+    s->write_started_ns = s->c->thread->now_ns; /* limits are seconds */
     start_batch(s, ops, n, &s->wrote);
 }
 
