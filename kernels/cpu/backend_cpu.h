@@ -32,7 +32,10 @@ typedef struct workspace {
     float *h;          /* [rows][ff_ld] */
     act_block *in_q;   /* quantised normed or attended rows */
     act_block *h_q;    /* quantised h */
-    float *up;         /* [threads][FFN_TOKENS][32] */
+    float *up;         /* [threads][FFN_TOKENS][32 FFN_BLOCKS], or [FEW_ROWS][ff_ld] */
+    float *own_normed; /* [threads][FEW_ROWS][embd_ld] */
+    act_block *own_q;  /* [threads][own_blocks]: up to FEW_ROWS rows of any input */
+    int own_blocks;
     float *cos_sin;    /* [rows][n_rot] */
     int32_t *position; /* [rows] */
     int32_t *seq;      /* [rows] */
@@ -42,7 +45,14 @@ typedef struct workspace {
     sample_scratch *scratch; /* [threads] */
 } workspace;
 
-enum { FFN_TOKENS = 64, QUERY_TOKENS = 32 };
+enum { FFN_TOKENS = 64, FFN_BLOCKS = 4, QUERY_TOKENS = 32 };
+
+/* Up to this many rows a step is a matter of reading the weights: see linear.c. */
+enum { FEW_ROWS = 4 };
+
+/* Row-wise work goes to the pool in groups of this many rows; fewer rows are done on the spot,
+ * where waking the others would cost more. */
+enum { ROWS_TASK = 8 };
 
 typedef struct cpu_backend {
     backend base;
@@ -91,11 +101,23 @@ static inline int pad32(int n) {
     return (n + 31) / 32 * 32;
 }
 
+/* The rows of a matrix product before they are quantised. */
+typedef struct linear_input {
+    const float *x; /* columns padded with zeros to ld, a multiple of 32 */
+    size_t ld;
+    const float *norm;      /* RMS-normalise with this weight; NULL: as they are */
+    const sample_row *rows; /* row r is row rows[r].row of x; NULL: row r */
+    const act_block *q;     /* quantised already; NULL: not yet. Not read for few rows. */
+} linear_input;
+/* Prepares n_rows rows, with all threads, in the workspace; or at most FEW_ROWS by and for one. */
+act linear_input_shared(const cpu_backend *b, const linear_input *in, int n_rows);
+act linear_input_own(const cpu_backend *b, const linear_input *in, int n_rows, int i_thread);
+
 /* One matrix product over all rows, or up to three that share their input: panels of 16 outputs
  * times chunks of rows, spread over the pool. */
 typedef struct linear_job {
     const cpu_backend *b;
-    act in;
+    linear_input input;
     int n_rows, n_matrices;
     struct {
         const pack *w;
@@ -104,9 +126,15 @@ typedef struct linear_job {
         const float *bias;
     } matrix[3];
     bool add;
-    int rows_chunk, panels_chunk, n_panel_chunks; /* filled by linear_run */
+    act in; /* these are filled by linear_run */
+    int n_panels, rows_chunk, panels_chunk, n_panel_chunks;
 } linear_job;
 void linear_run(linear_job *j);
+
+/* Where share i of n things begins when n_shares are as equal as can be. */
+static inline int linear_share(int n, int i, int n_shares) {
+    return (int)((int64_t)n * i / n_shares);
+}
 
 /* Rows per task such that their quantised form stays in the second-level cache. */
 int linear_rows_chunk(int n_rows, int n_blocks);

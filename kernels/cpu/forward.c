@@ -5,10 +5,6 @@
 #include "kernels/cpu/backend_cpu.h"
 #include "kernels/cpu/rope.h"
 
-/* Row-wise work goes to the pool in groups of this many rows; fewer rows are done on the spot,
- * where waking the others would cost more. */
-enum { ROWS_TASK = 8 };
-
 typedef void row_fn(cpu_backend *b, int row, const void *arg);
 
 typedef struct rows_job {
@@ -132,33 +128,9 @@ status cpu_embed(backend *base) {
     return OK;
 }
 
-static void quantise_row(const cpu_kernels *k, const float *x, int n_blocks, act_block *q,
-                         int row) {
-    k->quantise(x, n_blocks, q + (size_t)(row / ACT_ROWS) * (size_t)n_blocks, row % ACT_ROWS);
-}
-
-/* Normalised rows, as floats and quantised. */
-typedef struct norm_arg {
-    const float *weight;
-    const sample_row *rows; /* NULL: row r is row r */
-} norm_arg;
-
-static void norm_row(cpu_backend *b, int row, const void *arg) {
-    const norm_arg *n = arg;
-    const int ld = b->w.embd_ld, from = n->rows != NULL ? n->rows[row].row : row;
-    float *y = b->w.normed + (size_t)row * (size_t)ld;
-    b->kernels->rms_norm(y, b->w.x + (size_t)from * (size_t)ld, n->weight, b->m.n_embd, ld,
-                         b->m.norm_eps);
-    quantise_row(b->kernels, y, ld / PACK_BLOCK, b->w.in_q, row);
-}
-
-static act normed(cpu_backend *b, int n_rows, const float *weight, const sample_row *rows) {
-    const norm_arg arg = {.weight = weight, .rows = rows};
-    for_rows(b, n_rows, norm_row, &arg);
-    return (act){.f = b->w.normed,
-                 .ld = (size_t)b->w.embd_ld,
-                 .q = b->w.in_q,
-                 .n_blocks = b->w.embd_ld / PACK_BLOCK};
+/* The residual stream, normalised. */
+static linear_input normed(const cpu_backend *b, const float *weight) {
+    return (linear_input){.x = b->w.x, .ld = (size_t)b->w.embd_ld, .norm = weight};
 }
 
 /* ---- attention ---- */
@@ -195,7 +167,7 @@ status cpu_qkv(backend *base, int layer) {
     const layer_weights *w = &b->layers[layer];
     const int n = b->s->n_tokens;
     linear_job j = {.b = b,
-                    .in = normed(b, n, w->attn_norm, NULL),
+                    .input = normed(b, w->attn_norm),
                     .n_rows = n,
                     .n_matrices = 3,
                     .matrix = {{&w->q, b->w.q, (size_t)b->w.q_ld, w->q_bias},
@@ -209,6 +181,7 @@ status cpu_qkv(backend *base, int layer) {
 typedef struct attention_job {
     const cpu_backend *b;
     int layer;
+    int heads_task, n_columns; /* query heads of a task; tasks of a tile */
 } attention_job;
 
 /* Tasks from the last tile to the first: within a sequence the last ones are the longest. */
@@ -217,9 +190,9 @@ static void attention_tile(void *ctx, int i_task, int i_thread) {
     const attention_job *j = ctx;
     const cpu_backend *b = j->b;
     const model_desc *m = &b->m;
-    const int n_group = m->n_heads / m->n_kv_heads, head = i_task % m->n_kv_heads;
-    const query_tile *t = &b->w.tiles[b->n_tiles - 1 - i_task / m->n_kv_heads];
-    const size_t at = (size_t)t->row * (size_t)b->w.q_ld + (size_t)(head * n_group * m->head_dim);
+    const int head = i_task % j->n_columns * j->heads_task;
+    const query_tile *t = &b->w.tiles[b->n_tiles - 1 - i_task / j->n_columns];
+    const size_t at = (size_t)t->row * (size_t)b->w.q_ld + (size_t)(head * m->head_dim);
     const attention_task task = {.q = b->w.q + at,
                                  .out = b->w.attended + at,
                                  .q_ld = (size_t)b->w.q_ld,
@@ -228,8 +201,8 @@ static void attention_tile(void *ctx, int i_task, int i_thread) {
                                  .pool = b->kv_pool.base,
                                  .blocks = b->s->block + b->s->block_start[t->seq],
                                  .layer = j->layer,
-                                 .kv_head = head,
-                                 .n_group = n_group,
+                                 .kv_head = head / (m->n_heads / m->n_kv_heads),
+                                 .n_group = j->heads_task,
                                  .position = t->position,
                                  .n_rows = t->n_rows,
                                  .scale = m->attn_scale,
@@ -239,28 +212,21 @@ static void attention_tile(void *ctx, int i_task, int i_thread) {
 
 status cpu_attention(backend *base, int layer) {
     cpu_backend *b = (cpu_backend *)base;
-    attention_job j = {.b = b, .layer = layer};
-    pool_run(b->pool, b->n_tiles * b->m.n_kv_heads, attention_tile, &j);
+    const model_desc *m = &b->m;
+    attention_job j = {.b = b, .layer = layer, .heads_task = m->n_heads / m->n_kv_heads};
+    /* With few tasks, a head each: sharing K and V gains less than equal loads. */
+    if (b->n_tiles * m->n_kv_heads < 4 * pool_n_threads(b->pool)) j.heads_task = 1;
+    j.n_columns = m->n_heads / j.heads_task;
+    pool_run(b->pool, b->n_tiles * j.n_columns, attention_tile, &j);
     return OK;
-}
-
-static void quantise_attended_row(cpu_backend *b, int row, const void *arg) {
-    (void)arg;
-    quantise_row(b->kernels, b->w.attended + (size_t)row * (size_t)b->w.q_ld,
-                 b->w.q_ld / PACK_BLOCK, b->w.in_q, row);
 }
 
 status cpu_attn_output(backend *base, int layer) {
     cpu_backend *b = (cpu_backend *)base;
     const layer_weights *w = &b->layers[layer];
-    const int n = b->s->n_tokens;
-    for_rows(b, n, quantise_attended_row, NULL);
     linear_job j = {.b = b,
-                    .in = {.f = b->w.attended,
-                           .ld = (size_t)b->w.q_ld,
-                           .q = b->w.in_q,
-                           .n_blocks = b->w.q_ld / PACK_BLOCK},
-                    .n_rows = n,
+                    .input = {.x = b->w.attended, .ld = (size_t)b->w.q_ld},
+                    .n_rows = b->s->n_tokens,
                     .n_matrices = 1,
                     .matrix = {{&w->o, b->w.x, (size_t)b->w.embd_ld, w->o_bias}},
                     .add = true};
@@ -273,42 +239,78 @@ status cpu_attn_output(backend *base, int layer) {
 typedef struct gate_up_job {
     cpu_backend *b;
     const layer_weights *w;
-    act in;
-    int n_rows, n_columns; /* blocks of 32 outputs */
+    linear_input input;
+    act in;     /* many rows */
+    int n_rows; /* all */
+    int n_blocks, blocks_task,
+        n_columns; /* of 32 outputs; many rows: a task's, tasks side by side */
 } gate_up_job;
 
-/* 32 outputs of gate and up for up to FFN_TOKENS rows: h, and its quantised block at once. */
-static void gate_up_task(void *ctx, int i_task, int i_thread) {
+/* Blocks [b0, b1) of 32 outputs of h = silu(gate) up for n_rows rows from row0; up: [n_rows][up_ld]
+ * for scratch. */
+static void gate_up_blocks(const gate_up_job *j, const act *in, int b0, int b1, int row0,
+                           int n_rows, float *up, size_t up_ld) {
+    const cpu_backend *b = j->b;
+    const size_t ld = (size_t)b->w.ff_ld;
+    float *h = b->w.h + (size_t)row0 * ld + (size_t)b0 * PACK_BLOCK;
+    const int p0 = 2 * b0, n_panels = j->w->gate.n_panels;
+    const int p1 = 2 * b1 < n_panels ? 2 * b1 : n_panels; /* padding past it stays zero */
+    const linear_out g = {.y = h, .ld = ld}, u = {.y = up, .ld = up_ld};
+    b->kernels->linear(&j->w->gate, in, p0, p1, row0, n_rows, &g);
+    b->kernels->linear(&j->w->up, in, p0, p1, row0, n_rows, &u);
+    for (int r = 0; r < n_rows; r++)
+        b->kernels->silu_mul(h + (size_t)r * ld, up + (size_t)r * up_ld, (p1 - p0) * PACK_ROWS);
+}
+
+static void gate_up_few(void *ctx, int i_task, int i_thread) {
+    const gate_up_job *j = ctx;
+    const act in = linear_input_own(j->b, &j->input, j->n_rows, i_thread);
+    const int n_tasks = pool_n_threads(j->b->pool), ld = j->b->w.ff_ld;
+    const int b0 = linear_share(j->n_blocks, i_task, n_tasks);
+    const int b1 = linear_share(j->n_blocks, i_task + 1, n_tasks);
+    if (b0 < b1)
+        gate_up_blocks(j, &in, b0, b1, 0, j->n_rows, j->b->w.up + b0 * PACK_BLOCK, (size_t)ld);
+}
+
+/* Up to FFN_TOKENS rows: h, and its quantised blocks at once. */
+static void gate_up_many(void *ctx, int i_task, int i_thread) {
     const gate_up_job *j = ctx;
     cpu_backend *b = j->b;
-    const int row0 = i_task / j->n_columns * FFN_TOKENS, block = i_task % j->n_columns;
+    enum { UP_LD = FFN_BLOCKS * PACK_BLOCK };
+    const int row0 = i_task / j->n_columns * FFN_TOKENS,
+              b0 = i_task % j->n_columns * j->blocks_task;
     const int n = j->n_rows - row0 < FFN_TOKENS ? j->n_rows - row0 : FFN_TOKENS;
-    const int ff_blocks = b->w.ff_ld / PACK_BLOCK;
-    float *up = b->w.up + (size_t)i_thread * FFN_TOKENS * PACK_BLOCK;
-    float *h = b->w.h + (size_t)row0 * (size_t)b->w.ff_ld + (size_t)block * PACK_BLOCK;
-    const int p0 = 2 * block, n_panels = j->w->gate.n_panels;
-    const int p1 = p0 + 2 < n_panels ? p0 + 2 : n_panels; /* padding past it stays zero */
-    const linear_out g = {.y = h, .ld = (size_t)b->w.ff_ld}, u = {.y = up, .ld = PACK_BLOCK};
-    b->kernels->linear(&j->w->gate, &j->in, p0, p1, row0, n, &g);
-    b->kernels->linear(&j->w->up, &j->in, p0, p1, row0, n, &u);
-    for (int r = 0; r < n; r++) {
-        float *hr = h + (size_t)r * (size_t)b->w.ff_ld;
-        b->kernels->silu_mul(hr, up + r * PACK_BLOCK, (p1 - p0) * PACK_ROWS);
-        act_block *q = b->w.h_q + (size_t)((row0 + r) / ACT_ROWS) * (size_t)ff_blocks + block;
-        b->kernels->quantise(hr, 1, q, (row0 + r) % ACT_ROWS);
+    const int b1 = b0 + j->blocks_task < j->n_blocks ? b0 + j->blocks_task : j->n_blocks;
+    gate_up_blocks(j, &j->in, b0, b1, row0, n, b->w.up + (size_t)i_thread * FFN_TOKENS * UP_LD,
+                   UP_LD);
+    for (int r = row0; r < row0 + n; r++) {
+        const float *h = b->w.h + (size_t)r * (size_t)b->w.ff_ld + (size_t)b0 * PACK_BLOCK;
+        act_block *q = b->w.h_q + (size_t)(r / ACT_ROWS) * (size_t)j->n_blocks + b0;
+        b->kernels->quantise(h, b1 - b0, q, r % ACT_ROWS);
     }
 }
 
 status cpu_gate_up(backend *base, int layer) {
     cpu_backend *b = (cpu_backend *)base;
     const layer_weights *w = &b->layers[layer];
-    const int n = b->s->n_tokens;
+    const int n = b->s->n_tokens, n_threads = pool_n_threads(b->pool);
     gate_up_job j = {.b = b,
                      .w = w,
-                     .in = normed(b, n, w->ffn_norm, NULL),
+                     .input = normed(b, w->ffn_norm),
                      .n_rows = n,
-                     .n_columns = b->w.ff_ld / PACK_BLOCK};
-    pool_run(b->pool, (n + FFN_TOKENS - 1) / FFN_TOKENS * j.n_columns, gate_up_task, &j);
+                     .n_blocks = b->w.ff_ld / PACK_BLOCK};
+    if (n <= FEW_ROWS) {
+        pool_run(b->pool, n_threads, gate_up_few, &j);
+        return OK;
+    }
+    j.in = linear_input_shared(b, &j.input, n);
+    /* Wide tasks keep a panel's stream going, many keep the threads equally busy. */
+    const int n_row_chunks = (n + FFN_TOKENS - 1) / FFN_TOKENS;
+    j.blocks_task = n_row_chunks * j.n_blocks / (6 * n_threads);
+    if (j.blocks_task < 1) j.blocks_task = 1;
+    if (j.blocks_task > FFN_BLOCKS) j.blocks_task = FFN_BLOCKS;
+    j.n_columns = (j.n_blocks + j.blocks_task - 1) / j.blocks_task;
+    pool_run(b->pool, n_row_chunks * j.n_columns, gate_up_many, &j);
     return OK;
 }
 
@@ -316,10 +318,7 @@ status cpu_down(backend *base, int layer) {
     cpu_backend *b = (cpu_backend *)base;
     const layer_weights *w = &b->layers[layer];
     linear_job j = {.b = b,
-                    .in = {.f = b->w.h,
-                           .ld = (size_t)b->w.ff_ld,
-                           .q = b->w.h_q,
-                           .n_blocks = b->w.ff_ld / PACK_BLOCK},
+                    .input = {.x = b->w.h, .ld = (size_t)b->w.ff_ld, .q = b->w.h_q},
                     .n_rows = b->s->n_tokens,
                     .n_matrices = 1,
                     .matrix = {{&w->down, b->w.x, (size_t)b->w.embd_ld, NULL}},
@@ -334,8 +333,10 @@ status cpu_head(backend *base) {
     cpu_backend *b = (cpu_backend *)base;
     const int n = b->s->n_samples;
     if (n == 0) return OK;
+    linear_input input = normed(b, b->output_norm);
+    input.rows = b->s->sample;
     linear_job j = {.b = b,
-                    .in = normed(b, n, b->output_norm, b->s->sample),
+                    .input = input,
                     .n_rows = n,
                     .n_matrices = 1,
                     .matrix = {{&b->output, b->w.logits, (size_t)b->w.vocab_ld, b->output_bias}}};

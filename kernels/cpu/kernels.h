@@ -8,11 +8,12 @@
  * operations a block are left, done in block order. That gives float32 logits at the speed of
  * integer dot products, and results that do not depend on tiling. (c alone, two thirds of the work,
  * was measured first: SmolLM2's log-probabilities were then off by 1e-3 in the mean and 1.7e-2 at
- * worst, since one large value spoils its block; now 1e-4.) In memory 16 rows go together, block by
- * block (act_block), so that codes of rows are AMX tiles. A row's 32 c are 64 bytes: two signed
- * byte planes, c = 256 high + low (AVX-512, AMX), or 16-bit words (elsewhere); only the table that
- * wrote them reads them. A block with a value that is not finite gets d = NaN, so that it cannot
- * vanish.
+ * worst, since one large value spoils its block; now 1e-4.) A block with a value that is not
+ * finite gets d = NaN, so that it cannot vanish.
+ *
+ * In memory 16 rows go together, block by block (act_block), so that codes of rows are AMX tiles;
+ * all that one row's block needs is two cache lines (act_row), since with few rows the fetching of
+ * lines from the thread that wrote them is what costs.
  *
  * Thread: any; a call writes only what its arguments name. */
 #ifndef INFERD_KERNELS_CPU_KERNELS_H
@@ -23,14 +24,23 @@
 
 enum { ACT_ROWS = 16, ACT_LEVELS = 8355584 /* 32639 * 256: room for a rounding */ };
 
-/* 16 rows of one block of 32 values; [2] are its halves. */
+/* One block of 32 values of one row. c: the high bytes and the low bytes of c = 256 high + low,
+ * both signed (AVX-512, AMX), or the 16-bit c of inputs 0..15 and 16..31 (elsewhere); only the
+ * table that wrote them reads them. l between them: high and low bytes of 8 rows are the 16 rows of
+ * a tile. */
+typedef struct act_row {
+    uint8_t c0[32];
+    int8_t l[32];
+    uint8_t c1[32];
+    float d;                        /* scale */
+    float s, s16[2];                /* d * (sum of the integers): all, each half */
+    int32_t sum_c16[2], sum_l16[2]; /* sums of the c and of the l of each half */
+} act_row;
+
+/* 16 rows of one block. The odd line keeps one row's blocks out of each other's way in a cache. */
 typedef struct act_block {
-    uint8_t c[ACT_ROWS][64];
-    int8_t l[ACT_ROWS][32];
-    float d[ACT_ROWS];                             /* scales */
-    float s[ACT_ROWS], s16[2][ACT_ROWS];           /* d * (sum of the integers) */
-    int32_t sum_c[ACT_ROWS], sum_c16[2][ACT_ROWS]; /* sum of the c */
-    int32_t sum_l[ACT_ROWS], sum_l16[2][ACT_ROWS]; /* sum of the l */
+    act_row row[ACT_ROWS];
+    uint8_t unused[64];
 } act_block;
 
 /* The input rows of a matrix product: as floats, or quantised, or both. Borrowed views. */

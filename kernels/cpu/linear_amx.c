@@ -1,6 +1,6 @@
 /* y = W x for quantised weights and many rows of x with AMX. A panel's codes are unpacked once into
  * byte tiles (a vector of 4 inputs x 16 rows of W is a row of AMX's B operand as it is). An
- * act_block is three A operands of 16 rows: both planes of c for rows 0-7, for rows 8-15, and l.
+ * act_block is three A operands of 16 rows: both bytes of c for rows 0-7, for rows 8-15, and l.
  *
  *   C [high of x 0, mid of x 0, high of x 1, ...][16 rows of W]  =  A [16][32]  B [32][16]
  *
@@ -35,7 +35,7 @@ VEC_INLINE void configure(int n_inputs) {
     _tile_loadconfig(&c);
 }
 
-/* C of one block and each half of its inputs: planes of c, row by row; l. */
+/* C of one block and each half of its inputs: both bytes of c, row by row; l. */
 typedef struct products {
     _Alignas(64) int32_t c[2][2 * ACT_ROWS][16];
     int32_t l[2][ACT_ROWS][16];
@@ -44,14 +44,14 @@ typedef struct products {
 /* 32 inputs (or the half that starts at byte h) of n_t rows; then their results to memory. */
 VEC_INLINE void start_products(const uint8_t *tile, const act_block *q, int h, int n_t) {
     _tile_loadd(6, tile + 256 * h, 64);
-    _tile_loadd(4, q->c[0] + 16 * h, 32);
+    _tile_loadd(4, q->row[0].c0 + 16 * h, 64);
     _tile_zero(0);
     _tile_dpbsud(0, 4, 6);
-    _tile_loadd(5, q->l[0] + 16 * h, 32);
+    _tile_loadd(5, q->row[0].l + 16 * h, sizeof(act_row));
     _tile_zero(1);
     _tile_dpbsud(1, 5, 6);
     if (n_t > 8) {
-        _tile_loadd(7, q->c[8] + 16 * h, 32);
+        _tile_loadd(7, q->row[8].c0 + 16 * h, 64);
         _tile_zero(2);
         _tile_dpbsud(2, 7, 6);
     }
@@ -69,15 +69,15 @@ typedef struct offsets {
     int32_t l[2][ACT_ROWS];
 } offsets;
 
-VEC_INLINE void times(int32_t *out, const int32_t *sum, int zero) {
-    _mm512_store_si512(out, _mm512_mullo_epi32(_mm512_loadu_si512(sum), _mm512_set1_epi32(zero)));
-}
-
 VEC_INLINE offsets zero_offsets(int zero, const act_block *q, bool halves) {
     offsets o;
-    for (int h = 0; h < (halves ? 2 : 1); h++) {
-        times(o.c[h], halves ? q->sum_c16[h] : q->sum_c, zero);
-        times(o.l[h], halves ? q->sum_l16[h] : q->sum_l, zero);
+    for (int t = 0; t < ACT_ROWS; t++) {
+        const int32_t *c = q->row[t].sum_c16, *l = q->row[t].sum_l16;
+        o.c[0][t] = zero * (halves ? c[0] : c[0] + c[1]);
+        o.l[0][t] = zero * (halves ? l[0] : l[0] + l[1]);
+        if (!halves) continue;
+        o.c[1][t] = zero * c[1];
+        o.l[1][t] = zero * l[1];
     }
     return o;
 }
@@ -100,14 +100,15 @@ VEC_INLINE void add_products(pack_scales kind, int zero, const block_scales *s, 
                              const products *p, const offsets *o, int t0, int t1, vf *acc) {
     const bool halves = kind == SCALES_K16 || kind == SCALES_K16_MIN;
     for (int t = t0; t < t1; t++) {
-        const vf d = vf_set1(q->d[t]);
+        const act_row *x = &q->row[t];
+        const vf d = vf_set1(x->d);
         acc[t] = vf_fma(vf_mul(s->d[0], d), joined(p, 0, t, o, zero), acc[t]);
         if (halves) acc[t] = vf_fma(vf_mul(s->d[1], d), joined(p, 1, t, o, zero), acc[t]);
         if (kind == SCALES_F16_MIN || kind == SCALES_K32_MIN)
-            acc[t] = vf_fma(s->m[0], vf_set1(q->s[t]), acc[t]);
+            acc[t] = vf_fma(s->m[0], vf_set1(x->s), acc[t]);
         if (kind == SCALES_K16_MIN) {
-            acc[t] = vf_fma(s->m[0], vf_set1(q->s16[0][t]), acc[t]);
-            acc[t] = vf_fma(s->m[1], vf_set1(q->s16[1][t]), acc[t]);
+            acc[t] = vf_fma(s->m[0], vf_set1(x->s16[0]), acc[t]);
+            acc[t] = vf_fma(s->m[1], vf_set1(x->s16[1]), acc[t]);
         }
     }
 }
@@ -157,11 +158,10 @@ VEC_INLINE void amx_panel(pack_codes codes, pack_scales kind, int zero, const pa
     for (int b0 = 0; b0 < w->n_blocks; b0 += CHUNK_BLOCKS) {
         const int b1 = w->n_blocks - b0 < CHUNK_BLOCKS ? w->n_blocks : b0 + CHUNK_BLOCKS;
         for (int b = b0; b < b1; b++) {
-            __m512i code[8];
-            unpack(codes, w->format->table,
-                   panel + w->codes_at + (size_t)b * (size_t)w->format->code_bytes, code);
+            const uint8_t *c = panel + w->codes_at + (size_t)b * (size_t)w->format->code_bytes;
             for (int j = 0; j < 8; j++)
-                _mm512_store_si512(tiles + (size_t)(b - b0) * 512 + 64 * j, code[j]);
+                _mm512_store_si512(tiles + (size_t)(b - b0) * 512 + 64 * j,
+                                   unpack(codes, w->format->table, c, j));
         }
         for (int g = 0; g < n_groups; g++) {
             const act_block *q = act_at(a, t0 + g * ACT_ROWS, 0);
@@ -182,76 +182,16 @@ VEC_INLINE void amx_panel(pack_codes codes, pack_scales kind, int zero, const pa
     }
 }
 
-/* One function a weight type, so that the compiler sees its constants. */
-#define FORMAT(name, codes, scales, zero)                                                          \
-    static void name(const pack *w, const act *a, int p0, int p1, int t0, int n_t,                 \
-                     const linear_out *o) {                                                        \
-        configure((scales) == SCALES_K16 || (scales) == SCALES_K16_MIN ? 16 : 32);                 \
-        for (int p = p0; p < p1; p++) {                                                            \
-            const linear_out at = linear_out_at(o, p - p0);                                        \
-            amx_panel(codes, scales, zero, w, a, p, t0, n_t, &at);                                 \
-        }                                                                                          \
-        _tile_release();                                                                           \
+VEC_INLINE void code_panels(pack_codes codes, pack_scales scales, int zero, const pack *w,
+                            const act *a, int p0, int p1, int t0, int n_t, const linear_out *o) {
+    configure(scales == SCALES_K16 || scales == SCALES_K16_MIN ? 16 : 32);
+    for (int p = p0; p < p1; p++) {
+        const linear_out at = linear_out_at(o, p - p0);
+        amx_panel(codes, scales, zero, w, a, p, t0, n_t, &at);
     }
-FORMAT(q4_0, CODES_4, SCALES_F16, 8)
-FORMAT(q4_1, CODES_4, SCALES_F16_MIN, 0)
-FORMAT(q5_0, CODES_5, SCALES_F16, 16)
-FORMAT(q5_1, CODES_5, SCALES_F16_MIN, 0)
-FORMAT(q8_0, CODES_8, SCALES_F16, 128)
-FORMAT(q2_k, CODES_2, SCALES_K16_MIN, 0)
-FORMAT(q3_k, CODES_3, SCALES_K16, 4)
-FORMAT(q4_k, CODES_4, SCALES_K32_MIN, 0)
-FORMAT(q5_k, CODES_5, SCALES_K32_MIN, 0)
-FORMAT(q6_k, CODES_6, SCALES_K16, 32)
-FORMAT(iq4_nl, CODES_4_TABLE, SCALES_F16, 128)
-FORMAT(iq4_xs, CODES_4_TABLE, SCALES_K32, 128)
-FORMAT(mxfp4, CODES_4_TABLE, SCALES_BF16, 12)
-#undef FORMAT
-
-static void amx_rows(const pack *w, const act *a, int p0, int p1, int t0, int n_t,
-                     const linear_out *o) {
-    switch (w->format->type) {
-    case DTYPE_Q4_0:
-        q4_0(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q4_1:
-        q4_1(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q5_0:
-        q5_0(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q5_1:
-        q5_1(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q8_0:
-        q8_0(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q2_K:
-        q2_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q3_K:
-        q3_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q4_K:
-        q4_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q5_K:
-        q5_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q6_K:
-        q6_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_IQ4_NL:
-        iq4_nl(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_IQ4_XS:
-        iq4_xs(w, a, p0, p1, t0, n_t, o);
-        break;
-    default:
-        mxfp4(w, a, p0, p1, t0, n_t, o);
-        break;
-    }
+    _tile_release();
 }
+#include "kernels/cpu/linear_types_body.h"
 
 void linear_amx(const pack *w, const act *a, int p0, int p1, int t0, int n_t, const linear_out *o) {
     if (pack_is_float(w)) {
@@ -268,7 +208,7 @@ void linear_amx(const pack *w, const act *a, int p0, int p1, int t0, int n_t, co
             linear_avx512(w, a, p0, p1, at, n, &rest);
         } else {
             n = n < GROUPS_MAX * ACT_ROWS ? n : GROUPS_MAX * ACT_ROWS;
-            amx_rows(w, a, p0, p1, at, n, &rest);
+            linear_types(w, a, p0, p1, at, n, &rest);
         }
         t += n;
     }

@@ -107,24 +107,29 @@ VEC_INLINE __m256i words(const uint8_t *q) {
     return _mm256_set1_epi32(v);
 }
 
+/* -zero * (sum of the activations of vectors j0 .. j1). */
+VEC_INLINE __m256i start(int zero, const int32_t *sum16, int j0, int j1) {
+    if (zero == 0) return _mm256_setzero_si256();
+    return _mm256_set1_epi32(-zero * ((j0 < 4 ? sum16[0] : 0) + (j1 > 4 ? sum16[1] : 0)));
+}
+
 /* The dot products of one block, or half of one, with c and l. */
 typedef struct block_dots {
     __m256i c[TILE_MAX], l[TILE_MAX];
 } block_dots;
 
-/* Vectors j0 .. j1 of codes times n_t rows of q from r, without zero * (sum of the activations).
+/* Vectors j0 .. j1 of codes times n_t rows from q, without zero * (sum of the activations).
  * l: a byte product pair fits 16 bits, and so do sums of 8 of them when codes have 4 bits (8 * 2 *
  * 15 * 128 = 30720), of 2 up to 6 bits; 8-bit codes would saturate and go as words. */
 VEC_INLINE void dots(pack_codes codes, int zero, const uint8_t *table, const uint8_t *code,
-                     int half, int j0, int j1, const act_block *q, int r, const int32_t *sum_c,
-                     const int32_t *sum_l, int n_t, block_dots *o) {
+                     int half, int j0, int j1, const act_row *q, int n_t, block_dots *o) {
     const bool wide = codes == CODES_8 || codes == CODES_4_TABLE; /* tables go up to 241 */
     const bool short_sums = codes == CODES_4 || codes == CODES_2 || codes == CODES_3;
     const __m256i ones = _mm256_set1_epi16(1), zeros = _mm256_setzero_si256();
     __m256i l16[TILE_MAX];
     for (int t = 0; t < n_t; t++) {
-        o->c[t] = zero != 0 ? _mm256_set1_epi32(-zero * sum_c[t]) : zeros;
-        o->l[t] = zero != 0 ? _mm256_set1_epi32(-zero * sum_l[t]) : zeros;
+        o->c[t] = start(zero, q[t].sum_c16, j0, j1);
+        o->l[t] = start(zero, q[t].sum_l16, j0, j1);
         l16[t] = zeros;
     }
     for (int j = j0; j < j1; j++) {
@@ -132,10 +137,10 @@ VEC_INLINE void dots(pack_codes codes, int zero, const uint8_t *table, const uin
         const __m256i even = _mm256_and_si256(v, _mm256_set1_epi16(255));
         const __m256i odd = _mm256_srli_epi16(v, 8);
         for (int t = 0; t < n_t; t++) {
-            const uint8_t *x = q->c[r + t] + 8 * j;
+            const uint8_t *x = (j < 4 ? q[t].c0 : q[t].c1) + 8 * (j % 4);
             o->c[t] = _mm256_add_epi32(o->c[t], _mm256_madd_epi16(even, words(x)));
             o->c[t] = _mm256_add_epi32(o->c[t], _mm256_madd_epi16(odd, words(x + 4)));
-            const __m256i low = words((const uint8_t *)q->l[r + t] + 4 * j); /* 4 bytes */
+            const __m256i low = words((const uint8_t *)q[t].l + 4 * j); /* 4 bytes */
             if (wide) {
                 const __m256i l_even = _mm256_srai_epi16(_mm256_slli_epi16(low, 8), 8);
                 const __m256i l_odd = _mm256_srai_epi16(low, 8);
@@ -167,27 +172,25 @@ VEC_INLINE void half_tile(pack_codes codes, pack_scales kind, int zero, const pa
     const bool mins = kind == SCALES_F16_MIN || kind == SCALES_K32_MIN || kind == SCALES_K16_MIN;
     const uint8_t *table = w->format->table;
     const act_block *q = act_at(a, t0, 0);
-    const int r = t0 % ACT_ROWS;
     __m256 acc[TILE_MAX];
     for (int t = 0; t < n_t; t++) acc[t] = _mm256_setzero_ps();
     for (int b = 0; b < w->n_blocks; b++, q++) {
+        const act_row *x = &q->row[t0 % ACT_ROWS];
         const uint8_t *c = panel + w->codes_at + (size_t)b * (size_t)w->format->code_bytes;
         const block_scales s =
             load_scales(kind, pack_header_at(w, panel, b), pack_block_scales_at(w, panel, b), half);
         block_dots dot;
         for (int i = 0; i < (halves ? 2 : 1); i++) {
-            dots(codes, zero, table, c, half, 4 * i, halves ? 4 * i + 4 : 8, q, r,
-                 (halves ? q->sum_c16[i] : q->sum_c) + r, (halves ? q->sum_l16[i] : q->sum_l) + r,
-                 n_t, &dot);
+            dots(codes, zero, table, c, half, 4 * i, halves ? 4 * i + 4 : 8, x, n_t, &dot);
             for (int t = 0; t < n_t; t++)
-                acc[t] = scaled(s.d[i], q->d[r + t], dot.c[t], dot.l[t], acc[t]);
+                acc[t] = scaled(s.d[i], x[t].d, dot.c[t], dot.l[t], acc[t]);
         }
         for (int t = 0; t < n_t && mins; t++) {
             if (halves) {
-                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(q->s16[0][r + t]), acc[t]);
-                acc[t] = _mm256_fmadd_ps(s.m[1], _mm256_set1_ps(q->s16[1][r + t]), acc[t]);
+                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(x[t].s16[0]), acc[t]);
+                acc[t] = _mm256_fmadd_ps(s.m[1], _mm256_set1_ps(x[t].s16[1]), acc[t]);
             } else {
-                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(q->s[r + t]), acc[t]);
+                acc[t] = _mm256_fmadd_ps(s.m[0], _mm256_set1_ps(x[t].s), acc[t]);
             }
         }
     }
@@ -213,74 +216,20 @@ VEC_INLINE void code_panel(pack_codes codes, pack_scales scales, int zero, const
     }
 }
 
-/* One function a weight type, so that the compiler sees its constants. */
-#define FORMAT(name, codes, scales, zero)                                                          \
-    static void name(const pack *w, const act *a, int p0, int p1, int t0, int n_t,                 \
-                     const linear_out *o) {                                                        \
-        for (int p = p0; p < p1; p++) {                                                            \
-            const linear_out at = linear_out_at(o, p - p0);                                        \
-            code_panel(codes, scales, zero, w, a, p, t0, n_t, &at);                                \
-        }                                                                                          \
+VEC_INLINE void code_panels(pack_codes codes, pack_scales scales, int zero, const pack *w,
+                            const act *a, int p0, int p1, int t0, int n_t, const linear_out *o) {
+    for (int p = p0; p < p1; p++) {
+        const linear_out at = linear_out_at(o, p - p0);
+        code_panel(codes, scales, zero, w, a, p, t0, n_t, &at);
     }
-FORMAT(q4_0, CODES_4, SCALES_F16, 8)
-FORMAT(q4_1, CODES_4, SCALES_F16_MIN, 0)
-FORMAT(q5_0, CODES_5, SCALES_F16, 16)
-FORMAT(q5_1, CODES_5, SCALES_F16_MIN, 0)
-FORMAT(q8_0, CODES_8, SCALES_F16, 128)
-FORMAT(q2_k, CODES_2, SCALES_K16_MIN, 0)
-FORMAT(q3_k, CODES_3, SCALES_K16, 4)
-FORMAT(q4_k, CODES_4, SCALES_K32_MIN, 0)
-FORMAT(q5_k, CODES_5, SCALES_K32_MIN, 0)
-FORMAT(q6_k, CODES_6, SCALES_K16, 32)
-FORMAT(iq4_nl, CODES_4_TABLE, SCALES_F16, 128)
-FORMAT(iq4_xs, CODES_4_TABLE, SCALES_K32, 128)
-FORMAT(mxfp4, CODES_4_TABLE, SCALES_BF16, 12)
-#undef FORMAT
+}
+#include "kernels/cpu/linear_types_body.h"
 
 void linear_avx2(const pack *w, const act *a, int p0, int p1, int t0, int n_t,
                  const linear_out *o) {
-    switch (w->format->type) {
-    case DTYPE_Q4_0:
-        q4_0(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q4_1:
-        q4_1(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q5_0:
-        q5_0(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q5_1:
-        q5_1(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q8_0:
-        q8_0(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q2_K:
-        q2_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q3_K:
-        q3_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q4_K:
-        q4_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q5_K:
-        q5_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_Q6_K:
-        q6_k(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_IQ4_NL:
-        iq4_nl(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_IQ4_XS:
-        iq4_xs(w, a, p0, p1, t0, n_t, o);
-        break;
-    case DTYPE_MXFP4:
-        mxfp4(w, a, p0, p1, t0, n_t, o);
-        break;
-    default:
+    if (pack_is_float(w)) {
         linear_float(w, a, p0, p1, t0, n_t, o);
-        break;
+    } else {
+        linear_types(w, a, p0, p1, t0, n_t, o);
     }
 }

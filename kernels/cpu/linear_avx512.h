@@ -5,6 +5,14 @@
 #include "kernels/cpu/kernels_isa.h"
 #include "kernels/cpu/vec_avx512.h"
 
+/* In front of a loop with few, constant rounds over arrays that must become registers: gcc unrolls
+ * only the smallest by itself. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
 VEC_INLINE __m512i load_codes(const uint8_t *c, int i) {
     return _mm512_loadu_si512(c + 64 * i);
 }
@@ -23,42 +31,30 @@ VEC_INLINE __m512i shift_right(__m512i v, int n) {
     }
 }
 
-/* A block's codes as 8 vectors of bytes; layouts in pack.h. */
-VEC_INLINE void unpack(pack_codes codes, const uint8_t *table, const uint8_t *c, __m512i w[8]) {
+/* Vector j (0..7) of a block's codes; layouts in pack.h. */
+VEC_INLINE __m512i unpack(pack_codes codes, const uint8_t *table, const uint8_t *c, int j) {
     const __m512i nibble = _mm512_set1_epi8(15), two_bits = _mm512_set1_epi8(3);
-    if (codes == CODES_8) {
-        for (int j = 0; j < 8; j++) w[j] = load_codes(c, j);
-        return;
-    }
+    const __m512i bit = _mm512_set1_epi8((char)(1 << j));
+    if (codes == CODES_8) return load_codes(c, j);
     if (codes == CODES_2 || codes == CODES_3) {
-        for (int j = 0; j < 8; j++)
-            w[j] = _mm512_and_si512(shift_right(load_codes(c, j / 4), 2 * (j % 4)), two_bits);
-        for (int j = 0; j < 8 && codes == CODES_3; j++) {
-            const __mmask64 set =
-                _mm512_test_epi8_mask(load_codes(c, 2), _mm512_set1_epi8((char)(1 << j)));
-            w[j] = _mm512_mask_add_epi8(w[j], set, w[j], _mm512_set1_epi8(4));
-        }
-        return;
+        const __m512i low =
+            _mm512_and_si512(shift_right(load_codes(c, j / 4), 2 * (j % 4)), two_bits);
+        if (codes == CODES_2) return low;
+        return _mm512_mask_add_epi8(low, _mm512_test_epi8_mask(load_codes(c, 2), bit), low,
+                                    _mm512_set1_epi8(4));
     }
-    for (int i = 0; i < 4; i++) {
-        const __m512i v = load_codes(c, i);
-        w[i] = _mm512_and_si512(v, nibble);
-        w[i + 4] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
+    const __m512i low = _mm512_and_si512(shift_right(load_codes(c, j % 4), j / 4 * 4), nibble);
+    if (codes == CODES_4_TABLE)
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)),
+                                   low);
+    if (codes == CODES_5)
+        return _mm512_mask_add_epi8(low, _mm512_test_epi8_mask(load_codes(c, 4), bit), low,
+                                    _mm512_set1_epi8(16));
+    if (codes == CODES_6) {
+        const __m512i high = shift_right(load_codes(c, 4 + j / 4), 2 * (j % 4));
+        return _mm512_or_si512(low, _mm512_slli_epi16(_mm512_and_si512(high, two_bits), 4));
     }
-    if (codes == CODES_4_TABLE) {
-        const __m512i t = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
-        for (int j = 0; j < 8; j++) w[j] = _mm512_shuffle_epi8(t, w[j]);
-    }
-    for (int j = 0; j < 8 && codes == CODES_5; j++) {
-        const __mmask64 set =
-            _mm512_test_epi8_mask(load_codes(c, 4), _mm512_set1_epi8((char)(1 << j)));
-        w[j] = _mm512_mask_add_epi8(w[j], set, w[j], _mm512_set1_epi8(16));
-    }
-    for (int j = 0; j < 8 && codes == CODES_6; j++) {
-        const __m512i v = load_codes(c, 4 + j / 4);
-        const __m512i high = _mm512_and_si512(shift_right(v, 2 * (j % 4)), two_bits);
-        w[j] = _mm512_or_si512(w[j], _mm512_slli_epi16(high, 4));
-    }
+    return low;
 }
 
 typedef struct block_scales {

@@ -26,26 +26,26 @@ static float dot32(const int16_t *code, const int16_t *c, const int8_t *l) {
     return fmaf((float)sum_c, 256.0f, (float)sum_l);
 }
 
-/* Adds one block's share of one output, of row t of q, to acc. */
+/* Adds one block's share of one output to acc. */
 static float add_block(const pack_format *f, const int16_t *code, const pack_scale *s,
-                       const act_block *q, int t, float acc) {
+                       const act_row *q, float acc) {
     int16_t c[PACK_BLOCK];
-    memcpy(c, q->c[t], sizeof c);
-    const int8_t *l = q->l[t];
+    memcpy(c, q->c0, sizeof q->c0);
+    memcpy(c + 16, q->c1, sizeof q->c1);
     switch (f->scales) {
     case SCALES_K16:
     case SCALES_K16_MIN:
-        acc = fmaf(s->d[0] * q->d[t], dot16(code, c, l), acc);
-        acc = fmaf(s->d[1] * q->d[t], dot16(code + 16, c + 16, l + 16), acc);
+        acc = fmaf(s->d[0] * q->d, dot16(code, c, q->l), acc);
+        acc = fmaf(s->d[1] * q->d, dot16(code + 16, c + 16, q->l + 16), acc);
         if (f->scales == SCALES_K16) return acc;
-        acc = fmaf(s->m[0], q->s16[0][t], acc);
-        return fmaf(s->m[1], q->s16[1][t], acc);
+        acc = fmaf(s->m[0], q->s16[0], acc);
+        return fmaf(s->m[1], q->s16[1], acc);
     case SCALES_F16_MIN:
     case SCALES_K32_MIN:
-        acc = fmaf(s->d[0] * q->d[t], dot32(code, c, l), acc);
-        return fmaf(s->m[0], q->s[t], acc);
+        acc = fmaf(s->d[0] * q->d, dot32(code, c, q->l), acc);
+        return fmaf(s->m[0], q->s, acc);
     default:
-        return fmaf(s->d[0] * q->d[t], dot32(code, c, l), acc);
+        return fmaf(s->d[0] * q->d, dot32(code, c, q->l), acc);
     }
 }
 
@@ -63,8 +63,8 @@ static void linear_codes(const pack *w, const act *a, int i_panel, int t0, int n
                 const pack_scale s = pack_block_scale(w, i_panel, b, row);
                 for (int i = 0; i < n; i++) {
                     const int row_x = t0 + t + i;
-                    acc[i] = add_block(w->format, code, &s, act_at(a, row_x, b), row_x % ACT_ROWS,
-                                       acc[i]);
+                    acc[i] = add_block(w->format, code, &s,
+                                       &act_at(a, row_x, b)->row[row_x % ACT_ROWS], acc[i]);
                 }
             }
             for (int i = 0; i < n; i++) {

@@ -3,14 +3,14 @@
 #include "kernels/cpu/vec_avx2.h"
 
 /* 16-bit words, each four (a b c d) as (a c b d): linear_avx2.c broadcasts (a c) and (b d). */
-static void store_codes(uint8_t *q, vi first, vi second) {
+static void store_codes(act_row *o, vi first, vi second) {
     const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0,
                                            1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
     /* packs interleaves 128-bit halves: permute puts them in order */
     const __m256i w0 = _mm256_permute4x64_epi64(_mm256_packs_epi32(first.a, first.b), 0xD8);
     const __m256i w1 = _mm256_permute4x64_epi64(_mm256_packs_epi32(second.a, second.b), 0xD8);
-    _mm256_storeu_si256((__m256i *)q, _mm256_shuffle_epi8(w0, order));
-    _mm256_storeu_si256((__m256i *)(q + 32), _mm256_shuffle_epi8(w1, order));
+    _mm256_storeu_si256((__m256i *)o->c0, _mm256_shuffle_epi8(w0, order));
+    _mm256_storeu_si256((__m256i *)o->c1, _mm256_shuffle_epi8(w1, order));
 }
 
 /* The low byte of i is l. */

@@ -3,14 +3,14 @@
 #include "kernels/cpu/vec_avx512.h"
 
 /* Two signed byte planes: c = 256 high + low, -128 <= low <= 127, so high rounds to nearest. */
-static void store_codes(uint8_t *q, vi first, vi second) {
+static void store_codes(act_row *o, vi first, vi second) {
     const __m512i half = _mm512_set1_epi32(128);
     const __m512i h0 = _mm512_srai_epi32(_mm512_add_epi32(first, half), 8);
     const __m512i h1 = _mm512_srai_epi32(_mm512_add_epi32(second, half), 8);
-    _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(h0));
-    _mm_storeu_si128((__m128i *)(q + 16), _mm512_cvtepi32_epi8(h1));
-    _mm_storeu_si128((__m128i *)(q + 32), _mm512_cvtepi32_epi8(first)); /* the low byte is `low` */
-    _mm_storeu_si128((__m128i *)(q + 48), _mm512_cvtepi32_epi8(second));
+    _mm_storeu_si128((__m128i *)o->c0, _mm512_cvtepi32_epi8(h0));
+    _mm_storeu_si128((__m128i *)(o->c0 + 16), _mm512_cvtepi32_epi8(h1));
+    _mm_storeu_si128((__m128i *)o->c1, _mm512_cvtepi32_epi8(first)); /* the low byte is `low` */
+    _mm_storeu_si128((__m128i *)(o->c1 + 16), _mm512_cvtepi32_epi8(second));
 }
 
 /* The low byte of i is l. */

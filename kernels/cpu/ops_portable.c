@@ -2,14 +2,15 @@
 #include "kernels/cpu/kernels_isa.h"
 #include "kernels/cpu/vec_portable.h"
 
-/* Blocks are 32 16-bit words in order. */
-static void store_codes(uint8_t *q, vi first, vi second) {
+/* 16-bit words in order. */
+static void store_codes(act_row *o, vi first, vi second) {
     int16_t w[32];
     for (int i = 0; i < 16; i++) {
         w[i] = (int16_t)first.v[i];
         w[16 + i] = (int16_t)second.v[i];
     }
-    memcpy(q, w, sizeof w);
+    memcpy(o->c0, w, sizeof o->c0);
+    memcpy(o->c1, w + 16, sizeof o->c1);
 }
 
 /* The low byte of i is l. */

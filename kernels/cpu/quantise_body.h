@@ -1,5 +1,5 @@
 /* Activations to 24-bit integers, see kernels.h. The including file defines
- * store_codes(uint8_t *c, vi first, vi second): the c of one row's block in its own layout, and
+ * store_codes(act_row *o, vi first, vi second): the c of one row's block in its own layout, and
  * store_low(int8_t *l, vi first, vi second): l as bytes. */
 static void quantise(const float *x, int n_blocks, act_block *q, int i_row) {
     for (int b = 0; b < n_blocks; b++, x += 32, q++) {
@@ -18,20 +18,17 @@ static void quantise(const float *x, int n_blocks, act_block *q, int i_row) {
             i1 = vf_round(vf_mul(x1, inverse));
         }
         const vi c0 = vi_high24(i0), c1 = vi_high24(i1);
-        store_codes(q->c[i_row], c0, c1);
-        store_low(q->l[i_row], i0, i1);
+        act_row *o = &q->row[i_row];
+        store_codes(o, c0, c1);
+        store_low(o->l, i0, i1);
         int32_t sums[4];
         vi_hsum4(i0, i1, c0, c1, sums);
-        const int32_t s0 = sums[0], s1 = sums[1], h0 = sums[2], h1 = sums[3];
-        q->d[i_row] = d;
-        q->s[i_row] = d * (float)(s0 + s1);
-        q->s16[0][i_row] = d * (float)s0;
-        q->s16[1][i_row] = d * (float)s1;
-        q->sum_c[i_row] = h0 + h1;
-        q->sum_c16[0][i_row] = h0;
-        q->sum_c16[1][i_row] = h1;
-        q->sum_l[i_row] = s0 + s1 - 256 * (h0 + h1);
-        q->sum_l16[0][i_row] = s0 - 256 * h0;
-        q->sum_l16[1][i_row] = s1 - 256 * h1;
+        o->d = d;
+        o->s = d * (float)(sums[0] + sums[1]);
+        for (int h = 0; h < 2; h++) {
+            o->s16[h] = d * (float)sums[h];
+            o->sum_c16[h] = sums[2 + h];
+            o->sum_l16[h] = sums[h] - 256 * sums[2 + h];
+        }
     }
 }

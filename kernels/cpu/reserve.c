@@ -84,7 +84,13 @@ static void lay_out(cpu_backend *b, const backend_limits *l, memory_cursor *c) {
     w->h = memory_take(c, rows * (size_t)w->ff_ld, sizeof *w->h);
     w->in_q = memory_take(c, act_blocks((int)rows_any, (int)in_blocks), sizeof *w->in_q);
     w->h_q = memory_take(c, act_blocks((int)rows, (int)ff_blocks), sizeof *w->h_q);
-    w->up = memory_take(c, (size_t)n_threads * FFN_TOKENS * PACK_BLOCK, sizeof *w->up);
+    w->up = memory_take(
+        c, (size_t)max_int(n_threads * FFN_TOKENS * FFN_BLOCKS * PACK_BLOCK, FEW_ROWS * w->ff_ld),
+        sizeof *w->up);
+    w->own_normed =
+        memory_take(c, (size_t)(n_threads * FEW_ROWS) * (size_t)w->embd_ld, sizeof(float));
+    w->own_blocks = max_int((int)in_blocks, (int)ff_blocks);
+    w->own_q = memory_take(c, (size_t)n_threads * (size_t)w->own_blocks, sizeof *w->own_q);
     w->cos_sin = memory_take(c, rows * (size_t)max_int(m->n_rot, 1), sizeof *w->cos_sin);
     w->position = memory_take(c, rows, sizeof *w->position);
     w->seq = memory_take(c, rows, sizeof *w->seq);
