@@ -128,7 +128,7 @@ static status read_flags(int argc, char *const argv[], const char **file, config
                          error *err) {
     bool asks = false; /* --help or --version: answered whatever else is there */
     for (int i = 1; i < argc; i++) {
-        const flag *f;
+        const flag *f = NULL;
         const char *value;
         const status s = next_flag(argc, argv, &i, &f, &value, err);
         if (s != OK) return asks ? OK : s;
