@@ -129,7 +129,7 @@ static status read_flags(int argc, char *const argv[], const char **file, config
     bool asks = false; /* --help or --version: answered whatever else is there */
     for (int i = 1; i < argc; i++) {
         const flag *f = NULL;
-        const char *value;
+        const char *value = NULL;
         const status s = next_flag(argc, argv, &i, &f, &value, err);
         if (s != OK) return asks ? OK : s;
         if (strcmp(f->name, "--config") == 0) *file = value;
@@ -142,8 +142,8 @@ static status read_flags(int argc, char *const argv[], const char **file, config
 
 static status apply_flags(loader *l, int argc, char *const argv[], error *err) {
     for (int i = 1; i < argc; i++) {
-        const flag *f;
-        const char *value;
+        const flag *f = NULL;
+        const char *value = NULL;
         status s = next_flag(argc, argv, &i, &f, &value, err);
         if (s == OK && f->key) {
             s = loader_set(l, f->name, f->key, value, FROM_FLAG, 0, err);
