@@ -22,13 +22,19 @@ static const struct {
 } names[] = {
     {"gpt-2", PRE_GPT2},       {"phi-2", PRE_GPT2},
     {"mpt", PRE_GPT2},         {"olmo", PRE_GPT2},
-    {"smollm", PRE_SMOLLM},    {"starcoder", PRE_SMOLLM},
-    {"refact", PRE_SMOLLM},    {"codeshell", PRE_SMOLLM},
+    {"jais", PRE_GPT2},        {"trillion", PRE_GPT2},
+    {"exaone4", PRE_GPT2},     {"smollm", PRE_SMOLLM},
+    {"starcoder", PRE_SMOLLM}, {"refact", PRE_SMOLLM},
+    {"codeshell", PRE_SMOLLM}, {"command-r", PRE_SMOLLM},
+    {"exaone", PRE_SMOLLM},    {"minerva-7b", PRE_SMOLLM},
     {"qwen2", PRE_QWEN2},      {"deepseek-r1-qwen", PRE_QWEN2},
+    {"megrez", PRE_QWEN2},     {"stablelm2", PRE_QWEN2},
     {"llama-bpe", PRE_LLAMA3}, {"llama3", PRE_LLAMA3},
     {"llama-v3", PRE_LLAMA3},  {"falcon3", PRE_LLAMA3},
-    {"tekken", PRE_TEKKEN},    {"gpt-4o", PRE_GPT4O},
-    {"llama4", PRE_GPT4O},     {"default", PRE_DEFAULT},
+    {"pixtral", PRE_LLAMA3},   {"dbrx", PRE_DBRX}, /* Phi-4 */
+    {"smaug-bpe", PRE_DBRX},   {"tekken", PRE_TEKKEN},
+    {"gpt-4o", PRE_GPT4O},     {"llama4", PRE_GPT4O},
+    {"default", PRE_DEFAULT},
 };
 
 bool pretokenizer_find(const char *name, size_t len, pretokenizer *out) {
@@ -239,6 +245,7 @@ bool pretok_next(pretok_cursor *c, size_t *start, size_t *end) {
         c->pos = split_llama3(&all, c->pos, 1);
         break;
     case PRE_LLAMA3:
+    case PRE_DBRX:
         c->pos = split_llama3(&all, c->pos, 3);
         break;
     case PRE_TEKKEN:

@@ -12,6 +12,7 @@ typedef enum pretokenizer {
     PRE_SMOLLM,
     PRE_QWEN2,
     PRE_LLAMA3,
+    PRE_DBRX, /* splits as llama3; whole words are no shortcut, and no BOS is implied */
     PRE_TEKKEN,
     PRE_GPT4O,
     PRE_DEFAULT

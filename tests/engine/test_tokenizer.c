@@ -1,7 +1,6 @@
 /* Method: small vocabularies made here. Merging against the plainest algorithm over random
  * vocabularies; literal parts, special tokens, offsets, bytes that are no text; every way a
  * vocabulary can be wrong. */
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 
 #include "base/utf8.h"
 #include "engine/tokenizer.h"
+#include "tests/check_main.h"
 #include "tests/engine/gguf_builder.h"
 
 enum { TOKENS_MAX = 700 };
@@ -127,6 +127,30 @@ static void check_ids(const tokenizer *t, const char *const *text, int n, const 
     ck_assert_msg(strcmp(shown, want) == 0, "line %d: got %s want %s", line, shown, want);
     token_list_free(&got);
 }
+
+/* Values of tokenizer.ggml.pre that share a splitter, and those that take whole words first: "hi"
+ * is a token here that no merge makes. */
+START_TEST(rules_by_name) {
+    static const struct {
+        const char *pre, *name;
+        bool whole_words, adds_bos;
+    } rules[] = {{"llama-bpe", "llama-bpe", true, true}, {"pixtral", "llama-bpe", true, true},
+                 {"dbrx", "dbrx", false, false},         {"smaug-bpe", "dbrx", false, false},
+                 {"tekken", "tekken", true, true},       {"gpt-4o", "gpt-4o", true, false},
+                 {"megrez", "qwen2", false, false},      {"stablelm2", "qwen2", false, false},
+                 {"command-r", "smollm", false, false},  {"exaone", "smollm", false, false},
+                 {"jais", "gpt-2", false, false},        {NULL, "default", false, false}};
+    vocabulary *v = byte_level();
+    add(v, "hi", TOKEN_NORMAL, 0);
+    v->pre = rules[_i].pre;
+    v->bos = 0;
+    tokenizer *t = open_vocabulary(v);
+    ck_assert_str_eq(tokenizer_name(t), rules[_i].name);
+    ck_assert_int_eq(tokenizer_add_bos(t), rules[_i].adds_bos);
+    ENCODES(t, rules[_i].whole_words ? "256" : "104 105", "lhi");
+    tokenizer_close(t);
+}
+END_TEST
 
 START_TEST(literal_parts_make_no_special_token) {
     vocabulary *v = byte_level();
@@ -546,9 +570,9 @@ START_TEST(wrong_vocabularies_are_refused) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("tokenizer");
     TCase *tc = tcase_create("tokenizer");
     tcase_set_timeout(tc, 60);
+    tcase_add_loop_test(tc, rules_by_name, 0, 12);
     tcase_add_test(tc, literal_parts_make_no_special_token);
     tcase_add_test(tc, pieces_and_the_stream);
     tcase_add_test(tc, bytes_without_a_token_vanish);
@@ -557,10 +581,5 @@ int main(void) {
     tcase_add_loop_test(tc, spm_merging_equals_the_plain_algorithm, 0, 16);
     tcase_add_test(tc, spm_without_bytes_has_unknowns);
     tcase_add_loop_test(tc, wrong_vocabularies_are_refused, 0, N_WRONG);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("tokenizer", tc);
 }
