@@ -1,5 +1,4 @@
 /* base/: each helper against its contract and, where one exists, published test vectors. */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +6,7 @@
 #include "base/checked.h"
 #include "base/hash.h"
 #include "base/utf8.h"
+#include "tests/check_main.h"
 
 START_TEST(arena_keeps_its_budget) {
     arena a;
@@ -162,7 +162,6 @@ START_TEST(errors_are_one_line) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("base");
     TCase *t = tcase_create("base");
     tcase_add_test(t, arena_keeps_its_budget);
     tcase_add_loop_test(t, arena_chunks_do_not_overlap, 0, 16);
@@ -175,10 +174,5 @@ int main(void) {
     tcase_add_test(t, checked_arithmetic);
     tcase_add_test(t, errors_are_one_line);
     tcase_set_timeout(t, 60);
-    suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("base", t);
 }

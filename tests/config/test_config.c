@@ -1,6 +1,5 @@
 /* The configuration: every key from every source, precedence, hostile YAML, and the documents that
  * are made from the table. `test_config --markdown` and `--default-yaml` write those documents. */
-#include <check.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 
 #include "base/limits.h"
 #include "config/load.h"
+#include "tests/check_main.h"
 
 static char *no_env[] = {NULL};
 
@@ -551,9 +551,5 @@ int main(int argc, char **argv) {
         config_print(&c, stdout);
         return 0;
     }
-    SRunner *r = srunner_create(suite());
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run_suite(suite(), CK_FORK_GETENV);
 }

@@ -1,20 +1,16 @@
 /* Method: every golden rendering, byte for byte, and every refusal with its message. Then what the
  * parts are for: whatever messages say, no control token may come out of them. */
-#include <check.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/chat.h"
-
-static void golden_path(char out[1024], const char *file) {
-    const char *dir = getenv("INFERD_GOLDENS");
-    snprintf(out, 1024, "%s/%s", dir ? dir : TEST_ROOT "/../shared/goldens", file);
-}
+#include "tests/check_main.h"
+#include "tests/goldens.h"
 
 static json_t *load_goldens(void) {
-    char path[1024];
+    char path[GOLDEN_PATH_BYTES];
     json_error_t e;
     golden_path(path, "chat/chat.json");
     json_t *all = json_load_file(path, JSON_ALLOW_NUL, &e);
@@ -107,7 +103,7 @@ static tokenizer *open_vocabulary(const char *name) {
     tokenizer *t;
     error err = {0};
     snprintf(file, sizeof file, "tokenizer/ggml-vocab-%s.gguf", name);
-    golden_path(path, file);
+    golden_path(path, "%s", file);
     ck_assert_msg(gguf_open(path, &g, &err) == OK, "%s", err.text);
     ck_assert_msg(tokenizer_open(g, &t, &err) == OK, "%s", err.text);
     gguf_close(g);
@@ -300,7 +296,6 @@ START_TEST(bad_tools_are_not_quoted) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("chat");
     TCase *tc = tcase_create("chat");
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, goldens_are_rendered);
@@ -308,10 +303,5 @@ int main(void) {
     tcase_add_test(tc, roles_make_no_control_token);
     tcase_add_test(tc, bad_tools_are_not_quoted);
     tcase_add_test(tc, large_conversations_are_rendered);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("chat", tc);
 }

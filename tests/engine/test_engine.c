@@ -1,7 +1,6 @@
 /* The engine with its thread, against a backend that checks every block (fake_backend.h). Each test
  * runs at both pipeline depths. Greedy streams are compared with an oracle, others with a run of
  * the request alone. */
-#include <check.h>
 #include <math.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "tests/check_main.h"
 #include "tests/engine/fake_backend.h"
 #include "tests/engine/fake_client.h"
 
@@ -248,11 +248,5 @@ int main(void) {
     tcase_add_loop_test(tc, together_equals_alone, 0, 6);
     tcase_add_loop_test(tc, a_prefix_is_reused, 0, 2);
     tcase_add_loop_test(tc, every_reason_to_finish, 0, 2);
-    Suite *suite = suite_create("engine");
-    suite_add_tcase(suite, tc);
-    SRunner *r = srunner_create(suite);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("engine", tc);
 }

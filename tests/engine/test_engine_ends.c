@@ -1,6 +1,5 @@
 /* How requests end other than well, and how the engine refuses, yields, hangs and stops; each at
  * both pipeline depths. */
-#include <check.h>
 #include <math.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -8,6 +7,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "tests/check_main.h"
 #include "tests/engine/fake_backend.h"
 #include "tests/engine/fake_client.h"
 
@@ -315,6 +315,34 @@ START_TEST(heartbeat_and_busy) {
 }
 END_TEST
 
+static double rate_after(engine *e, int n_tokens) {
+    client c;
+    engine_stats st;
+    client_init(&c, 4, n_tokens, 1);
+    c.request.ignore_eos = true;
+    ck_assert_int_eq(engine_submit(e, &c.request), OK);
+    ck_assert(client_wait(&c));
+    ck_assert(client_engine_idle(e));
+    client_deinit(&c);
+    engine_read_stats(e, &st);
+    return st.tokens_per_s;
+}
+
+/* Push-back is computed from the rate: a pause is no slowness. */
+START_TEST(the_rate_is_of_working_time) {
+    engine_options o = client_options(32, 64);
+    engine *e =
+        client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 10000}, &o, CONTEXT);
+    nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL);
+    const double at_work = rate_after(e, 60);
+    ck_assert_double_gt(at_work, 0);
+    nanosleep(&(struct timespec){.tv_sec = 1, .tv_nsec = 500000000}, NULL);
+    const double after_a_pause = rate_after(e, 2);
+    ck_assert_double_gt(after_a_pause, 0.6 * at_work);
+    engine_close(e);
+}
+END_TEST
+
 START_TEST(closing_ends_what_runs) {
     engine_options o = client_options(32, 64);
     engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 2000}, &o, CONTEXT);
@@ -346,12 +374,7 @@ int main(void) {
     tcase_add_loop_test(tc, open_refuses, 0, 6);
     tcase_add_loop_test(tc, close_without_start, 0, 2);
     tcase_add_loop_test(tc, heartbeat_and_busy, 0, 2);
+    tcase_add_loop_test(tc, the_rate_is_of_working_time, 0, 2);
     tcase_add_loop_test(tc, closing_ends_what_runs, 0, 10);
-    Suite *suite = suite_create("engine_ends");
-    suite_add_tcase(suite, tc);
-    SRunner *r = srunner_create(suite);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("engine_ends", tc);
 }

@@ -2,28 +2,21 @@
  * push each other out, in chunks, with prefix reuse, with choices and penalties, give bit for bit
  * the tokens that each gives alone. The small models are golden data, SmolLM2 is the product's
  * default (INFERD_MODEL, else ~/.cache/inferd). */
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/gguf.h"
 #include "engine/weights.h"
+#include "tests/check_main.h"
 #include "tests/engine/fake_client.h"
+#include "tests/goldens.h"
 
 enum { N = 64, CONTEXT = 512 };
 
 static const char *const golden[] = {"llama-gqa3-tied", "qwen2-gqa7", "llama-quant-Q4_1",
                                      "llama-quant-Q4_K_M"};
 enum { N_GOLDEN = sizeof golden / sizeof *golden };
-
-static void golden_path(int i, char *out, size_t size) {
-    const char *dir = getenv("INFERD_GOLDENS");
-    if (dir != NULL)
-        snprintf(out, size, "%s/models/%s.gguf", dir, golden[i]);
-    else
-        snprintf(out, size, "%s/../shared/goldens/models/%s.gguf", TEST_ROOT, golden[i]);
-}
 
 static void default_path(char *out, size_t size) {
     const char *file = getenv("INFERD_MODEL"), *home = getenv("HOME");
@@ -122,8 +115,8 @@ static void together_equals_alone(const char *path, int n, int longest, int outp
 }
 
 START_TEST(golden_models) {
-    char path[4096];
-    golden_path(_i, path, sizeof path);
+    char path[GOLDEN_PATH_BYTES];
+    golden_path(path, "models/%s.gguf", golden[_i]);
     const engine_options crowded = {.max_sequences = 24,
                                     .max_step_tokens = 48,
                                     .kv_blocks = 26,
@@ -152,11 +145,5 @@ int main(void) {
     tcase_set_timeout(tc, 280);
     tcase_add_loop_test(tc, golden_models, 0, N_GOLDEN);
     tcase_add_test(tc, default_model);
-    Suite *suite = suite_create("engine_model");
-    suite_add_tcase(suite, tc);
-    SRunner *r = srunner_create(suite);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("engine_model", tc);
 }

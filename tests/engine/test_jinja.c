@@ -2,7 +2,6 @@
  * with the script that made it); templates that attack the interpreter, each of which must end with
  * an error in bounded time and memory; and the origin of every byte under every string operation.
  */
-#include <check.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 
 #include "base/limits.h"
 #include "engine/chat.h"
+#include "tests/check_main.h"
 
 static const chat_message hello = {
     .role = "user", .role_len = 4, .content = "Hi", .content_len = 2};
@@ -349,17 +349,11 @@ START_TEST(hostile_templates_end) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("jinja");
     TCase *tc = tcase_create("jinja");
     tcase_add_test(tc, equals_jinja);
     tcase_add_loop_test(tc, origins_survive_everything, 0, N_ORIGINS);
     tcase_add_test(tc, unknown_constructs_are_named);
     tcase_add_test(tc, bad_json_is_refused);
     tcase_add_loop_test(tc, hostile_templates_end, 0, N_HOSTILE);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("jinja", tc);
 }

@@ -1,10 +1,10 @@
 /* The KV pool: no block is lost or owned twice, and a prefix is found exactly when its whole
  * history, tenant and salt are the same, whatever the hash does. */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/kv.h"
+#include "tests/check_main.h"
 
 enum { BT = 16 };
 static const uint64_t key[2] = {1, 2};
@@ -232,11 +232,5 @@ int main(void) {
     tcase_add_loop_test(tc, collisions_never_mix_histories, 0, 8);
     tcase_add_test(tc, eviction_takes_old_leaves_first);
     tcase_add_test(tc, a_held_block_is_not_given_away);
-    Suite *suite = suite_create("kv");
-    suite_add_tcase(suite, tc);
-    SRunner *r = srunner_create(suite);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("kv", tc);
 }

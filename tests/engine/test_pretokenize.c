@@ -1,7 +1,6 @@
 /* Method: texts from small alphabets of troublesome characters, split by every rule, against what
  * the regular expressions give (tests/data/pretokenize, with the script that made it).
  * INFERD_PRETOKENIZE names another file of the same form. */
-#include <check.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,7 @@
 #include "base/utf8.h"
 #include "engine/pretokenize.h"
 #include "engine/unicode.h"
+#include "tests/check_main.h"
 
 /* True if the cursor gives exactly the pieces that end at ends. */
 static bool splits_so(pretokenizer pre, const char *text, size_t len, const json_t *ends) {
@@ -81,15 +81,9 @@ START_TEST(pieces_cover_the_text) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("pretokenize");
     TCase *tc = tcase_create("pretokenize");
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, equals_the_regular_expressions);
     tcase_add_loop_test(tc, pieces_cover_the_text, 0, 4);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("pretokenize", tc);
 }

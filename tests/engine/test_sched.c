@@ -1,10 +1,10 @@
 /* The scheduler: its rules one by one, then thousands of simulated clients against its invariants.
  */
-#include <check.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
 #include "engine/model.h"
+#include "tests/check_main.h"
 #include "tests/engine/fake_sim.h"
 
 /* Scarce to ample pools, both depths, every kind of client; seeds differ in all of it. */
@@ -152,12 +152,12 @@ static client *bench_add(bench *b, int n_prompt, int max_tokens, int priority, i
     return c;
 }
 
-static client *bench_add_for(bench *b, int n_prompt, int max_tokens, uint64_t turn, int64_t in_ms) {
+static client *bench_add_for(bench *b, int n_prompt, int max_tokens, int account, int64_t in_ms) {
     client *c = &b->s.client[b->s.n_arrived++];
     seq_group *g;
     client_init(c, n_prompt, max_tokens, (unsigned)b->s.n_arrived);
     c->request.ignore_eos = true;
-    c->request.turn = turn;
+    c->request.account = account;
     if (in_ms > 0) c->request.deadline_ns = b->s.now_ns + in_ms * NS_PER_MS;
     c->request.priv.arrival_ns = b->s.now_ns;
     ck_assert_int_eq(seq_group_open(&c->request, &b->s.limits, &g), OK);
@@ -200,46 +200,116 @@ START_TEST(waiting_order_is_priority_deadline_class_arrival) {
 }
 END_TEST
 
-/* Among equals the smaller turn goes first, whenever it came. */
-START_TEST(turns_go_before_arrival) {
+/* Runs until all have ended; order[i] is when client i was let in. */
+static void bench_order(bench *b, client **c, int n, int *order) {
+    int n_started = 0, n_ended = 0;
+    for (int i = 0; i < n; i++) order[i] = -1;
+    for (int k = 0; k < 100000 && n_ended < n; k++) {
+        bench_step(b);
+        n_ended = 0;
+        for (int i = 0; i < n; i++) {
+            if (c[i]->started && order[i] < 0) order[i] = n_started++;
+            n_ended += c[i]->ended;
+        }
+    }
+    ck_assert_int_eq(n_ended, n);
+}
+
+/* One account has ten requests waiting when another's one comes: that one is next. And between two
+ * that wait, the one with the small requests has as many more of them. */
+START_TEST(accounts_take_turns_by_tokens) {
     bench b;
     bench_open(&b, 1, 64);
-    client *c[4];
-    static const uint64_t turn[] = {0, 30, 10, 20}; /* the first is let in before all others */
-    for (int i = 0; i < 4; i++) {
-        c[i] = &b.s.client[b.s.n_arrived++];
-        seq_group *g;
-        client_init(c[i], 4, 3, (unsigned)i);
-        c[i]->request.turn = turn[i];
-        ck_assert_int_eq(seq_group_open(&c[i]->request, &b.s.limits, &g), OK);
-        c[i]->request.priv.sequences = g;
-        sched_add(&b.s.sched, g);
-    }
-    static const int want[] = {0, 2, 3, 1};
-    for (int k = 0; k < 4; k++) {
-        while (!c[want[k]]->ended) bench_step(&b);
-        for (int m = k + 1; m < 4; m++) ck_assert(!c[want[m]]->started);
-    }
+    client *c[24];
+    int order[24];
+    for (int i = 0; i < 12; i++) c[i] = bench_add_for(&b, 90, 10, 1, 0); /* 100 tokens each */
+    for (int i = 12; i < 24; i++) c[i] = bench_add_for(&b, 20, 5, 2, 0); /* 25 */
+    bench_order(&b, c, 24, order);
+    for (int i = 1; i < 12; i++) ck_assert_int_gt(order[i], order[i - 1]);
+    for (int i = 13; i < 24; i++) ck_assert_int_gt(order[i], order[i - 1]);
+    int before = 0; /* of the small ones, before the third large one: eight, give or take a turn */
+    for (int i = 12; i < 24; i++) before += order[i] < order[2];
+    ck_assert_int_ge(before, 7);
+    ck_assert_int_le(before, 10);
     sim_close(&b.s);
 }
 END_TEST
 
-/* Decodes run in every step; beside them a chunk takes about its slice; alone it may take more. */
-/* A tenant does not pass another by short deadlines. */
+/* Nobody saves up turns by being idle: the newcomer shares from now on. */
+START_TEST(idle_accounts_save_nothing_up) {
+    bench b;
+    bench_open(&b, 1, 64);
+    client *c[20];
+    int order[20];
+    for (int i = 0; i < 10; i++) c[i] = bench_add_for(&b, 40, 10, 1, 0);
+    while (!c[4]->ended) bench_step(&b);
+    for (int i = 10; i < 20; i++) c[i] = bench_add_for(&b, 40, 10, 2, 0);
+    bench_order(&b, c, 20, order);
+    int before =
+        0; /* of account 1's last five all but the last come among account 2's first five */
+    for (int i = 10; i < 20; i++) before += order[i] < order[9];
+    ck_assert_int_le(before, 6);
+    ck_assert_int_ge(before, 3);
+    sim_close(&b.s);
+}
+END_TEST
+
+/* An account does not pass another by short deadlines; among its own they do count. */
 START_TEST(turns_go_before_deadline_classes) {
     bench b;
     bench_open(&b, 1, 64);
-    client *c[4];
-    static const uint64_t turn[] = {0, 10, 20, 30};
-    static const int64_t in_ms[] = {0, 0, 1000, 1000};
-    for (int i = 0; i < 4; i++) {
-        c[i] = bench_add_for(&b, 4, 3, turn[i], in_ms[i]);
-        if (i == 0) bench_step(&b); /* let in before all others */
+    client *c[7];
+    int order[7];
+    c[0] = bench_add_for(&b, 40, 10, 1, 0);
+    bench_step(&b);
+    for (int i = 1; i < 4; i++) c[i] = bench_add_for(&b, 40, 10, 2, i == 3 ? 5000 : 0);
+    for (int i = 4; i < 7; i++) c[i] = bench_add_for(&b, 40, 10, 1, 5000);
+    bench_order(&b, c, 7, order);
+    ck_assert_int_eq(order[3], 1); /* account 2's turn, and of it the one in a hurry */
+    ck_assert_int_lt(order[1], order[5]);
+    ck_assert_int_lt(order[2], order[6]);
+    sim_close(&b.s);
+}
+END_TEST
+
+/* Who gives up while it waits has used nothing up: the account's other requests lose no turn. */
+START_TEST(the_gone_have_had_nothing) {
+    bench b;
+    bench_open(&b, 1, 64);
+    client *c[14];
+    int order[14];
+    c[0] = bench_add_for(&b, 40, 10, 2, 0);
+    bench_step(&b);
+    for (int i = 1; i < 9; i++) c[i] = bench_add_for(&b, 40, 10, 1, 0);
+    for (int i = 9; i < 14; i++) c[i] = bench_add_for(&b, 40, 10, 2, 0);
+    for (int i = 1; i < 8; i++) atomic_store(&c[i]->request.stop, STOP_CANCEL);
+    bench_order(&b, c, 14, order);
+    ck_assert_int_le(order[8], 2);
+    sim_close(&b.s);
+}
+END_TEST
+
+/* Twenty wait, each with a deadline that one after another can meet for the first ten only: nobody
+ * is let in to be cut off half-way. The last one is tried: nobody else wants the place. */
+START_TEST(the_hopeless_do_not_take_a_place) {
+    bench b;
+    bench_open(&b, 1, 64);
+    client *warm = bench_add_for(&b, 10, 20, 0, 0);
+    while (!warm->ended) bench_step(&b);
+    const int64_t start = b.s.now_ns;
+    client *one = bench_add_for(&b, 10, 20, 0, 0);
+    while (!one->ended) bench_step(&b);
+    const int64_t each_ms = (b.s.now_ns - start) / NS_PER_MS;
+    client *c[20];
+    int order[20], finished = 0, cut = 0;
+    for (int i = 0; i < 20; i++) c[i] = bench_add_for(&b, 10, 20, 0, 10 * each_ms);
+    bench_order(&b, c, 20, order);
+    for (int i = 0; i < 20; i++) {
+        finished += c[i]->end == END_FINISHED;
+        cut += c[i]->end == END_DEADLINE && c[i]->phase != PHASE_WAITING;
     }
-    for (int k = 0; k < 4; k++) {
-        while (!c[k]->ended) bench_step(&b);
-        for (int m = k + 1; m < 4; m++) ck_assert(!c[m]->started);
-    }
+    ck_assert_int_ge(finished, 9);
+    ck_assert_int_le(cut, 1);
     sim_close(&b.s);
 }
 END_TEST
@@ -420,7 +490,10 @@ int main(void) {
     tcase_add_loop_test(tc, accounts_keep_their_bounds, 0, 200);
     tcase_add_test(tc, the_simulation_fills_accounts);
     tcase_add_test(tc, waiting_order_is_priority_deadline_class_arrival);
-    tcase_add_test(tc, turns_go_before_arrival);
+    tcase_add_test(tc, accounts_take_turns_by_tokens);
+    tcase_add_test(tc, idle_accounts_save_nothing_up);
+    tcase_add_test(tc, the_gone_have_had_nothing);
+    tcase_add_test(tc, the_hopeless_do_not_take_a_place);
     tcase_add_test(tc, turns_go_before_deadline_classes);
     tcase_add_test(tc, who_lacks_its_share_is_passed_by);
     tcase_add_test(tc, an_account_takes_from_its_own);
@@ -429,11 +502,5 @@ int main(void) {
     tcase_add_test(tc, a_short_prompt_does_not_wait_for_a_long_one);
     tcase_add_test(tc, who_yields);
     tcase_add_test(tc, choices_share_the_prompt);
-    Suite *suite = suite_create("sched");
-    suite_add_tcase(suite, tc);
-    SRunner *r = srunner_create(suite);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("sched", tc);
 }

@@ -1,11 +1,11 @@
 /* Method: every allocation fails once. The N-th malloc, calloc or realloc of an operation returns
  * NULL, for N = 1 to the last; the operation must say E_NOMEM, leak nothing, and work the next
  * time. malloc is replaced in this program, over glibc's own entry points. */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/chat.h"
+#include "tests/check_main.h"
 #include "tests/engine/gguf_builder.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__GLIBC__)
@@ -154,7 +154,6 @@ START_TEST(templates_survive_each_failure) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("text_nomem");
     TCase *tc = tcase_create("nomem");
     tcase_set_timeout(tc, 120);
     if (REPLACED) {
@@ -163,10 +162,5 @@ int main(void) {
     } else {
         puts("SKIP: a sanitizer owns malloc in this build");
     }
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("text_nomem", tc);
 }

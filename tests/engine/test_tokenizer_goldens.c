@@ -1,6 +1,5 @@
 /* Method: every encode and stream case of the shared goldens, through the public interface. Phi-3's
  * `</s>` in plain text: either answer is right by the goldens' README; ours is `ids`. */
-#include <check.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,22 +7,18 @@
 #include <time.h>
 
 #include "engine/tokenizer.h"
+#include "tests/check_main.h"
+#include "tests/goldens.h"
 
 static const char *const names[] = {"qwen2", "llama-bpe", "llama-spm", "phi-3", "gpt-2", "smollm2"};
 enum { N_NAMES = sizeof names / sizeof names[0] };
 
-static void golden_path(char out[1024], const char *prefix, const char *name, const char *suffix) {
-    const char *dir = getenv("INFERD_GOLDENS");
-    snprintf(out, 1024, "%s/tokenizer/%s%s%s", dir ? dir : TEST_ROOT "/../shared/goldens", prefix,
-             name, suffix);
-}
-
 static tokenizer *open_golden(const char *name) {
-    char path[1024];
+    char path[GOLDEN_PATH_BYTES];
     error err = {0};
     gguf *g;
     tokenizer *t;
-    golden_path(path, "ggml-vocab-", name, ".gguf");
+    golden_path(path, "tokenizer/ggml-vocab-%s.gguf", name);
     ck_assert_msg(gguf_open(path, &g, &err) == OK, "%s", err.text);
     const clock_t start = clock();
     ck_assert_msg(tokenizer_open(g, &t, &err) == OK, "%s: %s", name, err.text);
@@ -36,8 +31,8 @@ static tokenizer *open_golden(const char *name) {
 /* Calls fn with each record of a file; returns their number. */
 static int each_record(const char *name, const char *suffix, const tokenizer *t,
                        void (*fn)(const tokenizer *t, json_t *record)) {
-    char path[1024];
-    golden_path(path, "", name, suffix);
+    char path[GOLDEN_PATH_BYTES];
+    golden_path(path, "tokenizer/%s%s", name, suffix);
     FILE *f = fopen(path, "r");
     ck_assert_msg(f != NULL, "%s: cannot open", path);
     json_t *record;
@@ -139,15 +134,9 @@ START_TEST(stream_equals_the_reference) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("tokenizer_goldens");
     TCase *tc = tcase_create("goldens");
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, encode_equals_the_reference, 0, N_NAMES);
     tcase_add_loop_test(tc, stream_equals_the_reference, 0, N_NAMES);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("tokenizer_goldens", tc);
 }

@@ -1,7 +1,6 @@
 /* Method: with each golden vocabulary, texts of one repeated unit: twice the text takes at most 2.3
  * times the time, 2 MiB take at most a second, a stack of 64 KiB is enough, memory stays in
  * proportion, and decoding gives the text back. Time is CPU time, the best of a few runs. */
-#include <check.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,8 @@
 #include <time.h>
 
 #include "engine/tokenizer.h"
+#include "tests/check_main.h"
+#include "tests/goldens.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { MIB = 1 << 16, STACK_BYTES = 1 << 20, SLOWER = 4 };
@@ -25,13 +26,11 @@ static const char *const units[] = {
 enum { N_UNITS = sizeof units / sizeof units[0] };
 
 static tokenizer *open_golden(const char *name) {
-    const char *dir = getenv("INFERD_GOLDENS");
-    char path[1024];
+    char path[GOLDEN_PATH_BYTES];
     gguf *g;
     tokenizer *t;
     error err = {0};
-    snprintf(path, sizeof path, "%s/tokenizer/ggml-vocab-%s.gguf",
-             dir ? dir : TEST_ROOT "/../shared/goldens", name);
+    golden_path(path, "tokenizer/ggml-vocab-%s.gguf", name);
     ck_assert_msg(gguf_open(path, &g, &err) == OK, "%s", err.text);
     ck_assert_msg(tokenizer_open(g, &t, &err) == OK, "%s", err.text);
     gguf_close(g);
@@ -154,16 +153,10 @@ START_TEST(decoding_gives_the_text_back) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("tokenizer_limits");
     TCase *tc = tcase_create("limits");
     tcase_set_timeout(tc, 280);
     tcase_add_loop_test(tc, time_is_linear, 0, N_TIMED);
     tcase_add_loop_test(tc, a_small_stack_is_enough, 0, N_NAMES);
     tcase_add_loop_test(tc, decoding_gives_the_text_back, 0, N_NAMES);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("tokenizer_limits", tc);
 }

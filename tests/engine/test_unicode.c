@@ -1,7 +1,6 @@
 /* Method: NFC against the reference normaliser (tests/data/nfc, with the script that made it;
  * INFERD_NFC names another file), the property of Unicode data that lets us cut texts into
  * segments, the map back to the source, and linear time on the longest runs of marks. */
-#include <check.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,7 @@
 
 #include "base/utf8.h"
 #include "engine/unicode.h"
+#include "tests/check_main.h"
 
 START_TEST(nfc_equals_the_reference) {
     const char *path = getenv("INFERD_NFC");
@@ -113,17 +113,11 @@ START_TEST(long_runs_take_linear_time) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("unicode");
     TCase *tc = tcase_create("unicode");
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, nfc_equals_the_reference);
     tcase_add_test(tc, every_composition_is_found);
     tcase_add_test(tc, map_leads_back);
     tcase_add_loop_test(tc, long_runs_take_linear_time, 0, 5);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("unicode", tc);
 }

@@ -1,9 +1,9 @@
 /* engine/weights: shapes, views, RoPE tables, and refusals by name. */
-#include <check.h>
 #include <math.h>
 
 #include "engine/weights.h"
 #include "gguf_builder.h"
+#include "tests/check_main.h"
 
 typedef struct opened {
     bytes file;
@@ -414,7 +414,6 @@ START_TEST(shapes_must_agree) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("weights");
     TCase *tc = tcase_create("weights");
     tcase_add_test(tc, plain_shapes);
     tcase_add_loop_test(tc, families, 0, 4);
@@ -430,10 +429,5 @@ int main(void) {
     tcase_add_loop_test(tc, refusals_name_the_fault, 0,
                         (int)(sizeof refusals / sizeof refusals[0]));
     tcase_add_loop_test(tc, shapes_must_agree, 0, 8);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("weights", tc);
 }

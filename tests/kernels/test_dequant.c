@@ -1,10 +1,10 @@
 /* kernels/cpu/dequant.c, pack.c, unpack.c: block formulas against an independent implementation
  * (tests/data/make_dequant.py), half precision against its definition, packing against
  * dequantising. */
-#include <check.h>
 #include <stdio.h>
 
 #include "kernel_test.h"
+#include "tests/check_main.h"
 
 static dtype type_named(const char *name) {
     for (int i = 0; i < N_WEIGHT_TYPES; i++) {
@@ -134,17 +134,11 @@ START_TEST(sizes_stay_about_the_files) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("dequant");
     TCase *tc = tcase_create("dequant");
     tcase_add_test(tc, blocks_equal_the_reference);
     tcase_add_test(tc, half_precision_is_exact_and_rounds_to_even);
     tcase_add_loop_test(tc, packing_keeps_every_value, 0, N_WEIGHT_TYPES);
     tcase_add_test(tc, impossible_shapes_are_refused);
     tcase_add_test(tc, sizes_stay_about_the_files);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("dequant", tc);
 }

@@ -1,7 +1,7 @@
 /* kernels/backend_fault.c, in builds with INFERD_FAULTS. */
-#include <check.h>
 #include <stdio.h>
 
+#include "tests/check_main.h"
 #include "tiny_model.h"
 
 #ifdef INFERD_FAULTS
@@ -81,17 +81,11 @@ START_TEST(specs_are_checked) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("fault");
     TCase *tc = tcase_create("fault");
     tcase_add_loop_test(tc, the_named_call_fails_for_good, 0, sizeof OPS / sizeof OPS[0]);
     tcase_add_test(tc, a_result_comes_back_not_finite_once);
     tcase_add_test(tc, specs_are_checked);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("fault", tc);
 }
 
 #else

@@ -1,9 +1,9 @@
 /* The CPU backend through its door: a sequence's logits do not depend, in a single bit, on its
  * batch-mates, the chunking, the block size, the number of threads; copies of blocks are copies;
  * wrong steps and wrong sizes are refused. (What the logits must be: tests/conformance.) */
-#include <check.h>
 #include <stdio.h>
 
+#include "tests/check_main.h"
 #include "tiny_model.h"
 
 enum { N_VARIANTS = 4, LENGTH = 150 };
@@ -264,7 +264,6 @@ START_TEST(memory_is_reserved_by_arithmetic) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("forward");
     TCase *tc = tcase_create("forward");
     tcase_set_timeout(tc, 250);
     tcase_add_loop_test(tc, logits_do_not_depend_on_company, 0, 4 * N_VARIANTS);
@@ -272,10 +271,5 @@ int main(void) {
     tcase_add_test(tc, wrong_steps_are_refused);
     tcase_add_test(tc, impossible_models_are_refused_by_name);
     tcase_add_test(tc, memory_is_reserved_by_arithmetic);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("forward", tc);
 }

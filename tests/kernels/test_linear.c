@@ -1,9 +1,9 @@
 /* kernels/cpu/linear_*.c: every weight type over odd shapes. The portable kernel against a double
  * sum over dequantised weights; the SIMD kernels against the portable one, bit for bit; a row alone
  * against the same row among others, bit for bit. */
-#include <check.h>
 
 #include "kernel_test.h"
+#include "tests/check_main.h"
 
 enum { N_ROWS = 37 };
 
@@ -175,16 +175,10 @@ START_TEST(values_that_are_not_finite_come_through) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("linear");
     TCase *tc = tcase_create("linear");
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, products_are_right_and_the_same_everywhere, 0, N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, bias_and_residual_are_added, 0, 2);
     tcase_add_loop_test(tc, values_that_are_not_finite_come_through, 0, N_WEIGHT_TYPES);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("linear", tc);
 }

@@ -1,10 +1,10 @@
 /* The other kernels: norm, SwiGLU, quantising, RoPE, attention, scans. Each against a plain double
  * version, and every instruction set against the portable one, bit for bit. */
-#include <check.h>
 #include <stddef.h>
 
 #include "kernel_test.h"
 #include "kernels/cpu/rope.h"
+#include "tests/check_main.h"
 
 static void fill(rng *r, float *x, int n) {
     for (int i = 0; i < n; i++) x[i] = rng_normal(r);
@@ -315,7 +315,6 @@ START_TEST(scans_agree_with_plain_loops) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("ops");
     TCase *tc = tcase_create("ops");
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, rms_norm_follows_its_formula, 0, 7);
@@ -325,10 +324,5 @@ int main(void) {
     tcase_add_loop_test(tc, attention_is_right_and_the_same_everywhere, 0, N_SHAPES);
     tcase_add_test(tc, kv_layouts_are_checked);
     tcase_add_loop_test(tc, scans_agree_with_plain_loops, 0, 20);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("ops", tc);
 }

@@ -1,9 +1,9 @@
 /* kernels/cpu/pool.c: every task once, from any number of threads, spinning or parked. */
-#include <check.h>
 #include <stdatomic.h>
 #include <time.h>
 
 #include "kernels/cpu/pool.h"
+#include "tests/check_main.h"
 
 enum { N_MAX = 5000 };
 
@@ -60,15 +60,9 @@ START_TEST(bounds_are_checked) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("pool");
     TCase *tc = tcase_create("pool");
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, every_task_runs_once, 0, 4);
     tcase_add_test(tc, bounds_are_checked);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("pool", tc);
 }

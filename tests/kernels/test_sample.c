@@ -1,11 +1,12 @@
 /* kernels/cpu/sample.c: golden distributions, draws, log-probabilities, edges. Golden data:
  * INFERD_GOLDENS or <repo>/../shared/goldens; without it that test says so and counts nothing. */
-#include <check.h>
 #include <jansson.h>
 #include <stdio.h>
 
 #include "kernel_test.h"
 #include "kernels/cpu/sample.h"
+#include "tests/check_main.h"
+#include "tests/goldens.h"
 
 enum { VOCAB_MAX = 4096 };
 
@@ -100,10 +101,8 @@ static void check_case(const cpu_kernels *k, const json_t *test, const json_t *d
 }
 
 START_TEST(golden_distributions_are_reproduced) {
-    char path[512];
-    const char *dir = getenv("INFERD_GOLDENS");
-    snprintf(path, sizeof path, "%s/sampling/sampling.json",
-             dir != NULL ? dir : TEST_ROOT "/../shared/goldens");
+    char path[GOLDEN_PATH_BYTES];
+    golden_path(path, "sampling/sampling.json");
     json_t *root = json_load_file(path, 0, NULL);
     if (root == NULL) {
         printf("SKIP golden_distributions_are_reproduced: no %s\n", path);
@@ -273,7 +272,6 @@ START_TEST(rows_that_are_not_finite_are_reported) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("sample");
     TCase *tc = tcase_create("sample");
     tcase_set_timeout(tc, 120);
     tcase_add_test(tc, golden_distributions_are_reproduced);
@@ -282,10 +280,5 @@ int main(void) {
     tcase_add_test(tc, log_probabilities_are_of_the_raw_logits);
     tcase_add_test(tc, padding_is_never_drawn_but_counted);
     tcase_add_loop_test(tc, rows_that_are_not_finite_are_reported, 0, 2);
-    suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return check_run("sample", tc);
 }

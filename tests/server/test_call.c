@@ -1,11 +1,11 @@
 /* Generate over loopback with a fake engine: content of streams, refusals, slow readers, cancels
  * and deadlines at random moments, shutdown under load. Method: after every test the engine holds
  * nothing, no call is open, and each request that was submitted has ended exactly once. */
-#include <check.h>
 #include <stdio.h>
 
 #include "base/log.h"
 #include "server/server.h"
+#include "tests/check_main.h"
 #include "tests/server/fake_engine.h"
 #include "tests/server/loopback.h"
 
@@ -505,11 +505,7 @@ int main(void) {
     tcase_add_test(u, slow_reader_is_paused_then_cut);
     tcase_add_loop_test(u, shutdown_under_load, 0, 10);
     suite_add_tcase(s, u);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    const int n = srunner_ntests_failed(r);
-    srunner_free(r);
+    const int failed = check_run_suite(s, CK_NOFORK);
     grpc_shutdown();
-    return n != 0;
+    return failed;
 }

@@ -1,12 +1,12 @@
 /* Every field of Generate against every bad value: the violation names the field, all of them are
  * found at once, and nothing valid is refused. And protobuf made to hurt: bad UTF-8, NUL, nesting,
  * amplification. */
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "server/codec_request.h"
+#include "tests/check_main.h"
 
 static const codec_limits LIMITS = {
     .n_vocab = 1000, .context_length = 512, .max_choices = 8, .max_output_tokens = 0};
@@ -322,10 +322,5 @@ int main(void) {
     tcase_add_test(t, wire_attacks_are_bounded);
     tcase_add_loop_test(t, random_bytes_do_no_harm, 0, 200);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    const int n = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n != 0;
+    return check_run_suite(s, CK_NOFORK);
 }

@@ -1,9 +1,9 @@
 /* Histograms and the exported text: every name of the API, well-formed, cumulative. */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "server/metrics.h"
+#include "tests/check_main.h"
 
 static char *export_text(const metrics *m, bool aliases) {
     const metrics_view v = {.model = "a\"b\\c\nd",
@@ -152,7 +152,6 @@ START_TEST(errors_are_kept_in_a_ring) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("metrics");
     TCase *t = tcase_create("all");
     tcase_add_test(t, histogram_counts_and_quantiles);
     tcase_add_test(t, step_kinds);
@@ -160,10 +159,5 @@ int main(void) {
     tcase_add_test(t, families_are_whole);
     tcase_add_test(t, buckets_are_cumulative);
     tcase_add_test(t, errors_are_kept_in_a_ring);
-    suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int n = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n != 0;
+    return check_run("metrics", t);
 }

@@ -1,11 +1,11 @@
 /* The hand-written protobuf against protobuf-c, and hostile bytes against the reader. */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "inferd/v1/inference.pb-c.h"
 #include "server/codec_response.h"
 #include "server/reflection.h"
+#include "tests/check_main.h"
 
 START_TEST(response_reads_back) {
     out_event token = {.kind = OUT_TOKEN, .token = 300, .logprob = -0.5f, .rank = 2, .n_top = 2};
@@ -138,10 +138,5 @@ int main(void) {
     tcase_add_loop_test(t, reader_survives_any_bytes, 0, 2000);
     tcase_add_test(t, reflection_finds_symbols);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    const int n = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n != 0;
+    return check_run_suite(s, CK_NOFORK);
 }

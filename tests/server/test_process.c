@@ -1,5 +1,4 @@
 /* The process's own figures against what the test does to itself. */
-#include <check.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +6,7 @@
 #include <unistd.h>
 
 #include "server/process.h"
+#include "tests/check_main.h"
 
 START_TEST(figures_follow_the_process) {
     enum { N = 10, BYTES = 32 << 20 };
@@ -55,14 +55,8 @@ START_TEST(metrics_are_well_formed) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("process");
     TCase *t = tcase_create("all");
     tcase_add_test(t, figures_follow_the_process);
     tcase_add_test(t, metrics_are_well_formed);
-    suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int n = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n != 0;
+    return check_run("process", t);
 }

@@ -1,10 +1,10 @@
 /* Stop strings across borders of tokens. Method: every way to cut a text into pieces must give the
  * same output before the match, and nothing that is part of a stop string may ever come out. */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "server/stop_match.h"
+#include "tests/check_main.h"
 
 static stop_string stop(const char *s) {
     return (stop_string){s, strlen(s)};
@@ -122,16 +122,10 @@ START_TEST(agrees_with_the_definition) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("stop_match");
     TCase *t = tcase_create("all");
     tcase_add_test(t, matches_across_pieces);
     tcase_add_test(t, earliest_start_then_list_order);
     tcase_add_test(t, not_armed_lets_a_match_pass);
     tcase_add_loop_test(t, agrees_with_the_definition, 0, 500);
-    suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int n = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n != 0;
+    return check_run("stop_match", t);
 }

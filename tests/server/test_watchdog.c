@@ -1,12 +1,12 @@
 /* The watchdog in a process of its own each time: it ends processes. The engine is a fake that can
  * be frozen; what is seen from outside is the exit code, its time, and what a stream was told. */
-#include <check.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "server/watchdog.h"
+#include "tests/check_main.h"
 #include "tests/server/fake_engine.h"
 #include "tests/server/loopback.h"
 
@@ -144,10 +144,6 @@ int main(void) {
     tcase_add_test(t, a_device_fault_ends_the_process_within_2_s);
     tcase_add_test(t, a_quiet_engine_is_left_alone);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK); /* each test forks itself, before core has threads */
-    srunner_run_all(r, CK_NORMAL);
-    const int n = srunner_ntests_failed(r);
-    srunner_free(r);
-    return n != 0;
+    /* each test forks itself, before core has threads */
+    return check_run_suite(s, CK_NOFORK);
 }
