@@ -37,8 +37,9 @@ struct engine {
     unsigned n_launched;         /* steps so far */
     int n_in_flight;             /* of them, the newest not waited for */
     int64_t launched_ns[ENGINE_DEPTH_MAX], last_result_ns;
-    int64_t rate_since_ns; /* the rate's window began */
+    int64_t rate_since_ns; /* the rate's window began, idle time taken out */
     uint64_t rate_tokens;  /* with this many tokens generated */
+    int64_t idle_since_ns; /* when it was last busy; 0: never */
 
     /* shared */
     submit_queue submit;

@@ -7,7 +7,11 @@
 
 static const int64_t RATE_WINDOW_NS = 250 * NS_PER_MS;
 
+/* The rate's window holds working time only: else the first requests after a quiet hour would be
+ * told to come back as if the engine were that slow. */
 void stats_alive(engine *e, int64_t now_ns, bool busy) {
+    if (busy && !GET(busy)) e->rate_since_ns += now_ns - e->idle_since_ns;
+    if (!busy && GET(busy)) e->idle_since_ns = now_ns;
     SET(heartbeat_ns, now_ns);
     SET(busy, busy);
 }
