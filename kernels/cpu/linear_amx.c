@@ -113,12 +113,26 @@ VEC_INLINE void add_products(pack_scales kind, int zero, const block_scales *s, 
     }
 }
 
+/* The codes of the block CHUNK_BLOCKS after b, or of as many as the panel has, and the next panel's
+ * scales bit by bit: unpacking is too short to wait for memory, and the products have the time. */
+VEC_INLINE void prefetch(const pack *w, const uint8_t *panel, int b) {
+    const int ahead = w->n_blocks < CHUNK_BLOCKS ? w->n_blocks : CHUNK_BLOCKS;
+    const size_t bytes = (size_t)w->format->code_bytes;
+    const uint8_t *next = panel + w->panel_bytes;
+    const uint8_t *at = b + ahead < w->n_blocks
+                            ? panel + w->codes_at + (size_t)(b + ahead) * bytes
+                            : next + w->codes_at + (size_t)(b + ahead - w->n_blocks) * bytes;
+    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)at + i, _MM_HINT_T0);
+    if ((size_t)b * 64 < w->codes_at)
+        _mm_prefetch((const char *)next + (size_t)b * 64, _MM_HINT_T0);
+}
+
 /* Blocks [b0, b1) of one panel for the first n_t (8 or 16) rows of an act_block; tiles: unpacked
  * from b0. The float work of a block is woven into the tile work of the one two further on, so that
  * both units are busy and nothing is loaded while it is still on its way to the cache. */
 VEC_INLINE void group_blocks(pack_scales kind, int zero, const pack *w, const uint8_t *panel,
                              const uint8_t *tiles, const act_block *q, int b0, int b1, int n_t,
-                             float (*sums)[16]) {
+                             bool streams, float (*sums)[16]) {
     enum { AHEAD = 2, RING = 4 };
     const bool halves = kind == SCALES_K16 || kind == SCALES_K16_MIN;
     products p[RING];
@@ -126,6 +140,7 @@ VEC_INLINE void group_blocks(pack_scales kind, int zero, const pack *w, const ui
     for (int t = 0; t < n_t; t++) acc[t] = vf_load(sums[t]);
     for (int b = b0 - AHEAD; b < b1; b++) {
         const int next = b + AHEAD;
+        if (streams && b >= b0) prefetch(w, panel, b);
         const uint8_t *tile = tiles + (size_t)(next - b0) * 512;
         block_scales s;
         offsets o;
@@ -167,9 +182,9 @@ VEC_INLINE void amx_panel(pack_codes codes, pack_scales kind, int zero, const pa
             const act_block *q = act_at(a, t0 + g * ACT_ROWS, 0);
             float(*s)[16] = sums + g * ACT_ROWS;
             if (n_t - g * ACT_ROWS > 8) {
-                group_blocks(kind, zero, w, panel, tiles, q, b0, b1, 16, s);
+                group_blocks(kind, zero, w, panel, tiles, q, b0, b1, 16, g == 0, s);
             } else {
-                group_blocks(kind, zero, w, panel, tiles, q, b0, b1, 8, s);
+                group_blocks(kind, zero, w, panel, tiles, q, b0, b1, 8, g == 0, s);
             }
         }
     }

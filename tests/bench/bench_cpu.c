@@ -2,7 +2,7 @@
  * sequences, and where the time goes.
  *
  *   bench_cpu MODEL.gguf [--threads N] [--kv-type F32|F16|BF16|I8] [--depth TOKENS] [--runs N]
- *             [--only prefill|decode]
+ *             [--only prefill|decode] [--streams N]
  *
  * Prints a table and, last, one line of JSON. A figure is the best of --runs (default 3), since a
  * shared machine only ever adds time. */
@@ -154,7 +154,7 @@ static double decode(bench *x, int n_seqs, int depth, int runs) {
 
 typedef struct options {
     const char *model, *only;
-    int threads, kv_type, depth, runs;
+    int threads, kv_type, depth, runs, streams; /* 0: all */
 } options;
 
 static options parse(int argc, char **argv) {
@@ -165,6 +165,7 @@ static options parse(int argc, char **argv) {
         if (strcmp(argv[i], "--depth") == 0) o.depth = (int)strtol(v, NULL, 10);
         if (strcmp(argv[i], "--runs") == 0) o.runs = (int)strtol(v, NULL, 10);
         if (strcmp(argv[i], "--only") == 0) o.only = v;
+        if (strcmp(argv[i], "--streams") == 0) o.streams = (int)strtol(v, NULL, 10);
         for (int t = 0; t < 64 && strcmp(argv[i], "--kv-type") == 0; t++) {
             if (dtype_get(t) != NULL && strcmp(dtype_get(t)->name, v) == 0) o.kv_type = t;
         }
@@ -176,7 +177,7 @@ int main(int argc, char **argv) {
     const options o = parse(argc, argv);
     if (o.model == NULL) {
         fprintf(stderr, "usage: bench_cpu MODEL.gguf [--threads N] [--kv-type T] [--depth N] "
-                        "[--runs N] [--only prefill|decode]\n");
+                        "[--runs N] [--only prefill|decode] [--streams N]\n");
         return 2;
     }
     error e = {.text = ""};
@@ -218,7 +219,7 @@ int main(int argc, char **argv) {
         p[1] = prefill(&x, 512, o.runs);
     }
     for (int i = 0; i < 6 && (o.only == NULL || strcmp(o.only, "decode") == 0); i++)
-        d[i] = decode(&x, 1 << i, o.depth, o.runs);
+        if (o.streams == 0 || o.streams == 1 << i) d[i] = decode(&x, 1 << i, o.depth, o.runs);
     printf("{\"device\":\"%s\",\"prefill\":{\"128\":%.1f,\"512\":%.1f},\"depth\":%d,\"decode\":{"
            "\"1\":%.1f,\"2\":%.1f,\"4\":%.1f,\"8\":%.1f,\"16\":%.1f,\"32\":%.1f}}\n",
            x.b->ops->device_name(x.b), p[0], p[1], o.depth, d[0], d[1], d[2], d[3], d[4], d[5]);
