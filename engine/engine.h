@@ -84,10 +84,8 @@ struct engine_request {
     char cache_salt[LIMIT_CACHE_SALT_BYTES];
     int cache_salt_bytes;
     uint64_t tenant; /* 0: none; prefix-cache entries are shared only within a tenant */
-    uint64_t turn;   /* among the waiting of equal priority the smaller goes first, then deadline
-                        class and arrival; all 0: those alone. Fair turns of tenants */
-    int account;     /* 0: none; 1..LIMIT_ACCOUNTS: whose KV blocks these are. Requests of one
-                        tenant name the same account: blocks that they share count once */
+    int account;     /* 0: nobody's; 1..LIMIT_ACCOUNTS: whose this is. Accounts take fair turns by
+                        tokens. Requests of one tenant name the same: blocks shared count once */
     int account_blocks_max; /* blocks the account's sequences may hold together, as of its latest
                                request; 0: no bound */
     void (*on_event)(void *ctx, const engine_event *e);

@@ -5,23 +5,12 @@
 
 #include "base/clock.h"
 
-/* A rank is one number so that orders are one comparison:
- *   waiting: priority 8 bits | new after preempted 1 | deadline class 3 | age 52
- *   running: not the oldest 1 | priority 8 | age 52 (set when the list is sorted) */
-enum { AGE_BITS = 52, CLASS_BITS = 3, CHOICE_BITS = 3 };
-
-static uint64_t priority_rank(const sequence *q) {
-    return (uint64_t)(LIMIT_PRIORITY - q->group->request->priority);
-}
-
-static uint64_t waiting_rank(const sequence *q) {
-    const uint64_t fresh = q->preemptions == 0;
-    const uint64_t class = (uint64_t)q->group->deadline_class;
-    return ((priority_rank(q) << 4 | fresh << 3 | class) << AGE_BITS) | q->age;
-}
+/* Running rank: not the oldest 1 bit | priority 8 | age 52 (the first set when the list is sorted).
+ */
+enum { AGE_BITS = 52, CHOICE_BITS = 3, OUTPUT_GUESS = 64 };
 
 static uint64_t running_rank(const sequence *q) {
-    return (priority_rank(q) << AGE_BITS) | q->age;
+    return (uint64_t)(LIMIT_PRIORITY - q->group->request->priority) << AGE_BITS | q->age;
 }
 
 /* Deadlines are ordered by class, not by time: an early arrival keeps its place among its like. */
@@ -47,7 +36,7 @@ status sched_init(sched *s, kv_pool *kv, int max_sequences, int max_step_tokens)
         s->account = NULL;
         return E_NOMEM;
     }
-    s->waiting.next = s->waiting.prev = &s->waiting;
+    s->output_16 = 16 * OUTPUT_GUESS;
     s->live.next = s->live.prev = &s->live;
     s->retired.next = s->retired.prev = &s->retired;
     return OK;
@@ -91,32 +80,6 @@ static void count_waiting(sched *s, const seq_group *g, int sign) {
         s->waiting_tokens -= (uint64_t)g->n_prompt;
 }
 
-/* Does a wait behind b? By rank, but the turn goes before deadline class and age: else a tenant
- * could pass the others with short deadlines. */
-static bool behind(const sequence *a, const sequence *b) {
-    const int below = AGE_BITS + CLASS_BITS;
-    const uint64_t turn_a = a->group->request->turn, turn_b = b->group->request->turn;
-    if (a->rank >> below != b->rank >> below) return a->rank > b->rank;
-    return turn_a != turn_b ? turn_a > turn_b : a->rank > b->rank;
-}
-
-void sched_enqueue(sched *s, sequence *q) {
-    q->state = SEQ_WAITING;
-    q->rank = waiting_rank(q);
-    sequence *at = s->waiting.prev; /* newcomers mostly go last */
-    while (at != &s->waiting && behind(at, q)) at = at->prev;
-    q->prev = at;
-    q->next = at->next;
-    at->next->prev = q;
-    at->next = q;
-}
-
-void sched_dequeue(sequence *q) {
-    q->prev->next = q->next;
-    q->next->prev = q->prev;
-    q->prev = q->next = NULL;
-}
-
 static void note_limits(sched *s, const engine_request *r) {
     if (r->deadline_ns < s->next_check_ns) s->next_check_ns = r->deadline_ns;
     if (r->time_limit_ns < s->next_check_ns) s->next_check_ns = r->time_limit_ns;
@@ -127,10 +90,8 @@ void sched_add(sched *s, seq_group *g) {
     g->arrival = ++s->n_arrived;
     g->deadline_class = deadline_class(r);
     g->root = kv_chain_root(s->kv, r->tenant, r->cache_salt, r->cache_salt_bytes);
-    if (r->account > 0) {
-        g->account = &s->account[r->account];
-        g->account->n_blocks_max = r->account_blocks_max;
-    }
+    g->account = &s->account[r->account];
+    if (r->account > 0) g->account->n_blocks_max = r->account_blocks_max;
     for (int c = 0; c < g->n_choices; c++) {
         g->seq[c].age = g->arrival << CHOICE_BITS | (uint64_t)c;
         g->seq[c].chain = g->root;
@@ -149,12 +110,13 @@ void sched_start(sched *s, sequence *q, int64_t now_ns) {
     s->sorted = false;
     q->state = SEQ_RUNNING;
     q->rank = running_rank(q);
-    if (g->account != NULL) g->account->n_running++;
+    g->account->n_running++;
     if (g->n_running++ == 0) count_waiting(s, g, -1);
     if (g->started) return;
     g->started = true;
     g->admitted_ns = now_ns;
     g->cached_tokens = q->n_computed;
+    sched_charge(s, g);
     s->counters.cached_prompt_tokens += (uint64_t)q->n_computed;
     sched_emit(s, g, &(engine_event){.kind = EVENT_STARTED, .cached_tokens = g->cached_tokens});
 }
@@ -164,15 +126,14 @@ static void leave_running(sched *s, sequence *q) {
     while (s->running[i] != q) i++;
     for (s->n_running--; i < s->n_running; i++) s->running[i] = s->running[i + 1];
     s->sorted = false; /* the oldest may be another */
-    if (q->group->account != NULL) q->group->account->n_running--;
+    q->group->account->n_running--;
     q->group->n_running--;
     if (q->group->n_running == 0 && q->group->n_unfinished > 0) count_waiting(s, q->group, +1);
 }
 
 /* Something has changed: who did not fit may fit now, and q may be gone soon. */
 static void forget_refused(sched *s, const sequence *q) {
-    s->refused = NULL;
-    if (q->group->account != NULL) q->group->account->refused = NULL;
+    s->refused = q->group->account->refused = NULL;
 }
 
 /* Gives q's blocks back, leaves before parents so that the prefix cache evicts them in that order.
@@ -207,7 +168,7 @@ static void drop(sched *s, sequence *q) {
     q->state = SEQ_DONE;
     g->n_unfinished--;
     if (was == SEQ_RUNNING) leave_running(s, q);
-    if (was == SEQ_WAITING) sched_dequeue(q);
+    if (was == SEQ_WAITING) sched_dequeue(s, q);
     if (g->n_unfinished == 0 && g->n_running == 0 && was != SEQ_RUNNING) count_waiting(s, g, -1);
     if (q->n_in_flight == 0) sched_release(s, q);
     forget_refused(s, q);
@@ -254,6 +215,7 @@ void sched_end(sched *s, seq_group *g, engine_end end) {
                                 .admitted_ns = g->admitted_ns,
                                 .prefilled_ns = g->prefilled_ns};
     count_end(s, end);
+    sched_settle(g);
     s->n_live--;
     sched_emit(s, g, &event); /* the request may be gone when this returns */
     g->request = NULL;
@@ -264,6 +226,7 @@ void sched_finish(sched *s, sequence *q, finish_reason reason) {
     seq_group *g = q->group;
     const int32_t last = q->n_output > 0 ? q->output[q->n_output - 1] : -1;
     const sampled token = {.token = last, .finite = true};
+    if (reason != FINISH_TIME_LIMIT && reason != FINISH_ABORTED) sched_note_output(s, q->n_output);
     drop(s, q);
     sched_emit(s, g,
                &(engine_event){.kind = EVENT_FINISHED,

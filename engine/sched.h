@@ -6,8 +6,8 @@
  *             ^---- preempt ----'
  *
  * Invariants
- *  1. Waiting order: priority, then preempted before new, then turn (tenants), then deadline
- *     class, then arrival.
+ *  1. Waiting order: priority, then preempted before new, then the account (tenant) that has had
+ *     the fewest tokens, then deadline class, then arrival.
  *  2. Running order: the oldest of all, then priority, then arrival. Blocks are given in that
  *     order; a sequence may only push out later ones. The oldest never yields.
  *  3. A sequence without a row's block keeps what it has and sits the step out.
@@ -21,6 +21,7 @@
  *  9. The sequences of an account (a tenant) hold no more blocks than its bound, unless the bound
  *     was lowered and one of them holds all. What one lacks it takes from its own, by the order
  *     of 2. Others pass by those who wait for their account.
+ * 10. Who cannot meet its deadline any more does not take the place of another who waits.
  *
  * Thread: engine. Callbacks (on_event) run inside these functions. */
 #ifndef INFERD_ENGINE_SCHED_H
@@ -39,6 +40,9 @@ typedef struct sched_account {
     int n_blocks;     /* in tables of its sequences; one that several of them share counts once */
     int n_reserved;   /* set aside for its pinned sequences */
     int n_running;    /* its running sequences */
+    sequence *first, *last;            /* its waiting sequences, by rank */
+    struct sched_account *prev, *next; /* accounts with waiting ones; NULL at the ends */
+    uint64_t served; /* tokens of prompt and output, as if it had always had its part: fair turns */
     const sequence *refused; /* the waiting one that did not fit, when no more was left than */
     int refused_spare;
     uint64_t passed_by; /* the admission round in which one of it did not fit: no other gets in */
@@ -51,12 +55,13 @@ typedef struct sched {
     sequence **running; /* owned [max_sequences], in running order when sorted */
     int n_running;
     bool sorted;
-    sequence waiting;  /* list head */
-    seq_group live;    /* list head: not ended */
-    seq_group retired; /* list head: ended and nothing in flight; the owner frees them */
+    sched_account *waiting; /* the first of those with waiting sequences */
+    uint64_t now_serving;   /* `served`, of the account that was let in last, before it was */
+    seq_group live;         /* list head: not ended */
+    seq_group retired;      /* list head: ended and nothing in flight; the owner frees them */
     uint64_t n_arrived;
 
-    sched_account *account;  /* owned [LIMIT_ACCOUNTS + 1]; 0 is nobody's */
+    sched_account *account;  /* owned [LIMIT_ACCOUNTS + 1]; 0 is everybody's without one */
     uint64_t n_admissions;   /* rounds of sched_admit */
     int n_reserved;          /* blocks set aside for pinned sequences */
     const sequence *refused; /* the waiting one that did not fit, when no more was free than */
@@ -66,6 +71,8 @@ typedef struct sched {
     int64_t next_check_ns; /* earliest deadline or time limit of the live */
     int64_t prefill_ns;    /* measured, a token; 0: not yet */
     int64_t decode_ns;     /* measured, a step without prefill; 0: not yet */
+    int64_t step_ns;       /* measured, a step that decodes, with or without prefill; 0: not yet */
+    int output_16;         /* sixteenths of a token: outputs of late */
 
     int n_live, n_groups_waiting;
     uint64_t waiting_tokens;
@@ -112,7 +119,16 @@ void sched_finish(sched *s, sequence *q, finish_reason reason);
 void sched_end(sched *s, seq_group *g, engine_end end);
 void sched_unlink_done(sched *s, seq_group *g);
 void sched_enqueue(sched *s, sequence *q);
-void sched_dequeue(sequence *q);
+void sched_dequeue(sched *s, sequence *q);
+/* The first in waiting order whose account was not passed by in this round; NULL: none. */
+sequence *sched_next_waiting(const sched *s);
+/* What g will take of its account's turn, from when it starts; at its end what it took. */
+void sched_charge(sched *s, seq_group *g);
+void sched_settle(seq_group *g);
+/* A sequence has come to its end of itself after n_output tokens. */
+void sched_note_output(sched *s, int n_output);
+/* Its deadline comes before its end would, by what outputs and steps were of late. */
+bool sched_hopeless(const sched *s, const sequence *q, int64_t now_ns);
 /* Blocks come and go here only, so that reservations and accounts stay exact. */
 block_id sched_take_block(sched *s, sequence *q);
 void sched_share_block(sched *s, sequence *q, block_id id);

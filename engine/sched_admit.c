@@ -47,8 +47,7 @@ static int n_spare(const sched *s) {
 /* The same within its account. Whoever comes in while it holds nothing is not bounded: its length
  * was, and a bound that was lowered since must not keep it out for ever. */
 static int n_account_spare(const sched *s, const sched_account *a) {
-    if (a == NULL || a->n_blocks_max == 0 || (a->n_running == 0 && a->n_blocks == 0))
-        return INT_MAX;
+    if (a->n_blocks_max == 0 || (a->n_running == 0 && a->n_blocks == 0)) return INT_MAX;
     const int sixteenth = a->n_blocks_max / 16;
     const int margin = a->n_running < sixteenth ? a->n_running : sixteenth;
     return a->n_blocks_max - a->n_blocks - a->n_reserved - sched_outstanding(s, a) - margin;
@@ -62,7 +61,7 @@ static bool must_pin(const sequence *q) {
 static lack find_fit(sched *s, const sequence *q, fit *f) {
     sched_account *a = q->group->account;
     const int spare = n_spare(s), account_spare = n_account_spare(s, a);
-    if (a != NULL && q == a->refused && account_spare <= a->refused_spare) return LACK_SHARE;
+    if (q == a->refused && account_spare <= a->refused_spare) return LACK_SHARE;
     if (q == s->refused && spare <= s->refused_spare) return LACK_ROOM;
     *f = (fit){0};
     match(s, q, f);
@@ -103,7 +102,7 @@ static lack make_room(sched *s, const sequence *q, fit *f) {
 }
 
 static void enter(sched *s, sequence *q, const fit *f, int64_t now_ns) {
-    sched_dequeue(q);
+    sched_dequeue(s, q);
     for (int i = 0; i < f->n_matched; i++) sched_share_block(s, q, q->block[i]);
     q->n_blocks = q->n_published = f->n_matched;
     q->n_computed = q->n_planned = f->n_matched * s->kv->block_tokens;
@@ -112,26 +111,23 @@ static void enter(sched *s, sequence *q, const fit *f, int64_t now_ns) {
         q->pinned = true;
         sched_reserve(s, q, blocks_for(q->group->len_max, s->kv->block_tokens) - q->n_blocks);
     }
-    s->refused = NULL;
-    if (q->group->account != NULL) q->group->account->refused = NULL;
+    s->refused = q->group->account->refused = NULL;
     sched_start(s, q, now_ns);
 }
 
 void sched_admit(sched *s, int64_t now_ns) {
-    sequence *next;
     s->n_admissions++;
-    for (sequence *q = s->waiting.next; q != &s->waiting; q = next) {
-        sched_account *a = q->group->account;
+    for (sequence *q; (q = sched_next_waiting(s)) != NULL;) {
         fit f;
-        next = q->next;
-        if (seq_paused(q) || (a != NULL && a->passed_by == s->n_admissions)) continue;
-        const lack l = make_room(s, q, &f);
-        if (l == LACK_ROOM) return; /* nobody overtakes: a large one would never get in */
-        if (l == LACK_SHARE) {      /* others do; its own kind do not */
-            a->passed_by = s->n_admissions;
+        if (s->n_groups_waiting > 1 && sched_hopeless(s, q, now_ns)) {
+            sched_end(s, q->group, END_DEADLINE);
             continue;
         }
-        next = q->next; /* making room may have put others behind q */
-        enter(s, q, &f, now_ns);
+        const lack l = make_room(s, q, &f);
+        if (l == LACK_ROOM) return; /* nobody overtakes: a large one would never get in */
+        if (l == LACK_SHARE)        /* others do; its own kind do not */
+            q->group->account->passed_by = s->n_admissions;
+        else
+            enter(s, q, &f, now_ns);
     }
 }

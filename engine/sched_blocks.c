@@ -9,9 +9,9 @@ block_id sched_take_block(sched *s, sequence *q) {
     if (q->n_reserved > 0) {
         q->n_reserved--;
         s->n_reserved--;
-        if (a != NULL) a->n_reserved--;
+        a->n_reserved--;
     }
-    if (a != NULL) a->n_blocks++;
+    a->n_blocks++;
     return kv_take(s->kv);
 }
 
@@ -19,14 +19,14 @@ block_id sched_take_block(sched *s, sequence *q) {
  * prefix cache and choices share within a tenant only. */
 void sched_share_block(sched *s, sequence *q, block_id id) {
     sched_account *a = q->group->account;
-    if (a != NULL && s->kv->block[id].refs == 0) a->n_blocks++;
+    if (s->kv->block[id].refs == 0) a->n_blocks++;
     kv_share(s->kv, id);
 }
 
 void sched_give_block(sched *s, sequence *q, block_id id) {
     sched_account *a = q->group->account;
     kv_give(s->kv, id);
-    if (a == NULL || s->kv->block[id].refs > 0) return;
+    if (s->kv->block[id].refs > 0) return;
     assert(a->n_blocks > 0);
     a->n_blocks--;
 }
@@ -35,13 +35,13 @@ void sched_reserve(sched *s, sequence *q, int n_blocks) {
     const int more = n_blocks - q->n_reserved;
     q->n_reserved = n_blocks;
     s->n_reserved += more;
-    if (q->group->account != NULL) q->group->account->n_reserved += more;
+    q->group->account->n_reserved += more;
 }
 
 int sched_account_left(const sequence *q) {
     const sched_account *a = q->group->account;
     /* The only one that holds any has to get on, even when the bound was lowered meanwhile. */
-    if (a == NULL || a->n_blocks_max == 0) return INT_MAX;
+    if (a->n_blocks_max == 0) return INT_MAX;
     if (a->n_running == 1 && a->n_blocks == q->n_blocks) return INT_MAX;
     return a->n_blocks_max - a->n_blocks - a->n_reserved + q->n_reserved;
 }

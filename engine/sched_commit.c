@@ -125,6 +125,7 @@ static void move_mean(int64_t *mean, int64_t value, int64_t weight, int64_t of) 
 /* What the last steps took sizes the next chunk. */
 static void observe(sched *s, const plan *p, int64_t step_ns) {
     const int64_t n = p->n_prefill_tokens;
+    if (p->n_decode_tokens > 0) move_mean(&s->step_ns, step_ns, 1, 16);
     if (n == 0) {
         move_mean(&s->decode_ns, step_ns, 1, 8);
         return;

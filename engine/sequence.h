@@ -71,7 +71,8 @@ struct seq_group {
     int deadline_class;
     uint64_t arrival; /* serial number, given by the scheduler */
     kv_chain root;
-    struct sched_account *account; /* the scheduler's; NULL: none */
+    struct sched_account *account; /* the scheduler's */
+    uint64_t charged;              /* tokens, to the account, when it started */
 
     bool started, prompt_done;
     int n_unfinished, n_running, n_in_flight;

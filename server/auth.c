@@ -11,7 +11,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 
-enum { LINE_BYTES = 1024, OUTPUT_GUESS = 128 };
+enum { LINE_BYTES = 1024 };
 
 /* A tenant lives as long as auth: calls keep pointers to it across reloads. */
 struct tenant {
@@ -21,10 +21,8 @@ struct tenant {
     pthread_mutex_t lock;                                        /* guards the rest */
     uint64_t streams_max, waiting_tokens_max, tokens_per_minute; /* 0: no limit */
     uint64_t streams, prompt_tokens;
-    int kv_percent;     /* 0: the default */
-    int account;        /* 1..LIMIT_ACCOUNTS, its own for ever */
-    uint64_t turn_end;  /* virtual time at which its last request ends */
-    double output_mean; /* tokens a request, smoothed: what an open-ended one is expected to take */
+    int kv_percent; /* 0: the default */
+    int account;    /* 1..LIMIT_ACCOUNTS, its own for ever */
     const auth *auth;
     double minute_tokens_left; /* a bucket that refills at tokens_per_minute */
     int64_t refilled_ns;
@@ -71,7 +69,6 @@ static tenant *tenant_of(auth *a, const char *name) {
     memcpy(&t->id, digest, sizeof t->id);
     t->id |= 1; /* 0 means nobody */
     t->auth = a;
-    t->output_mean = OUTPUT_GUESS;
     snprintf(t->name, sizeof t->name, "%s", name);
     t->account = ++a->n_accounts;
     t->next = a->tenants;
@@ -320,20 +317,6 @@ static void refill(tenant *t, int64_t now_ns) {
     t->refilled_ns = now_ns;
 }
 
-void turns_admitted(turns *t, uint64_t turn) {
-    uint64_t now = atomic_load_explicit(&t->now, memory_order_relaxed);
-    while (turn > now && !atomic_compare_exchange_weak(&t->now, &now, turn)) continue;
-}
-
-static void take_turn(tenant *t, turns *clock, uint64_t prompt_tokens, uint64_t max_tokens,
-                      tenant_charge *c) {
-    const uint64_t now = atomic_load(&clock->now), mean = (uint64_t)t->output_mean;
-    c->turn_tokens = prompt_tokens + (max_tokens < mean ? max_tokens : mean);
-    /* Turn 0 is for those who have no tenant. */
-    c->turn = (t->turn_end > now ? t->turn_end : now) + 1;
-    t->turn_end = c->turn + c->turn_tokens;
-}
-
 static bool over_limits(const tenant *t, uint64_t prompt_tokens) {
     const uint64_t share = atomic_load(&t->auth->share);
     if (share > 0 && atomic_load(&t->auth->n_tenants) > 1 && t->streams >= share) return true;
@@ -364,8 +347,8 @@ static status charge_minute(tenant *t, uint64_t *cost, int64_t now_ns, int *retr
     return OK;
 }
 
-status tenant_admit(tenant *t, turns *clock, uint64_t prompt_tokens, uint64_t max_tokens,
-                    int64_t now_ns, tenant_charge *out, int *retry_ms) {
+status tenant_admit(tenant *t, uint64_t prompt_tokens, uint64_t max_tokens, int64_t now_ns,
+                    tenant_charge *out, int *retry_ms) {
     *out = (tenant_charge){.tenant = NULL};
     if (!t) return OK;
     uint64_t cost = prompt_tokens + max_tokens;
@@ -381,7 +364,6 @@ status tenant_admit(tenant *t, turns *clock, uint64_t prompt_tokens, uint64_t ma
                                .minute_tokens = cost,
                                .account = t->account,
                                .account_blocks_max = blocks_of(t)};
-        take_turn(t, clock, prompt_tokens, max_tokens, out);
     }
     pthread_mutex_unlock(&t->lock);
     return e;
@@ -393,11 +375,6 @@ void tenant_release(tenant_charge *c, uint64_t used_tokens) {
     pthread_mutex_lock(&t->lock);
     t->streams--;
     t->prompt_tokens -= c->prompt_tokens;
-    /* What was expected becomes what it was; the tenant's later requests are not moved again. */
-    t->turn_end =
-        t->turn_end + used_tokens > c->turn_tokens ? t->turn_end + used_tokens - c->turn_tokens : 0;
-    if (used_tokens > c->prompt_tokens)
-        t->output_mean += ((double)(used_tokens - c->prompt_tokens) - t->output_mean) / 16;
     if (t->tokens_per_minute > 0 && c->minute_tokens > used_tokens) {
         t->minute_tokens_left += (double)(c->minute_tokens - used_tokens);
         if (t->minute_tokens_left > (double)t->tokens_per_minute)

@@ -54,26 +54,15 @@ void auth_set_pool(auth *a, int kv_blocks, int percent);
 /* header: the value of `authorization`, or NULL. Compares against every token, in constant time. */
 bool auth_check(auth *a, const char *header, size_t len, identity *out);
 
-/* Fair turns by tokens (start-time fair queueing; Goyal et al., SIGCOMM 1996): a request's turn is
- * the later of the virtual time and the end of its tenant's last request, in tokens. A tenant that
- * sends fifty times as much waits behind itself, not the others behind it. */
-typedef struct turns {
-    _Atomic uint64_t now; /* the turn of the request that was admitted last */
-} turns;
-/* Engine thread: a request with this turn was admitted. */
-void turns_admitted(turns *t, uint64_t turn);
-
 /* What one Generate call takes from its tenant's limits. */
 typedef struct tenant_charge {
     tenant *tenant; /* NULL: nothing was charged */
-    uint64_t prompt_tokens, minute_tokens, turn_tokens;
-    uint64_t turn;                   /* for engine_request.turn */
+    uint64_t prompt_tokens, minute_tokens;
     int account, account_blocks_max; /* for engine_request */
 } tenant_charge;
-/* E_FULL: a limit is reached; *retry_ms says when to come again. t NULL: OK, and turn 0. */
-BASE_MUST_USE status tenant_admit(tenant *t, turns *clock, uint64_t prompt_tokens,
-                                  uint64_t max_tokens, int64_t now_ns, tenant_charge *out,
-                                  int *retry_ms);
+/* E_FULL: a limit is reached; *retry_ms says when to come again. t NULL: OK, and account 0. */
+BASE_MUST_USE status tenant_admit(tenant *t, uint64_t prompt_tokens, uint64_t max_tokens,
+                                  int64_t now_ns, tenant_charge *out, int *retry_ms);
 /* Ends the charge: used_tokens of prompt and output were really used. */
 void tenant_release(tenant_charge *c, uint64_t used_tokens);
 #endif

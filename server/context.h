@@ -46,7 +46,6 @@ struct server {
         double seen_cpu_s;
     } rates;
 
-    turns turns;
     id_table *ids;
     auth *auth;
     tls *tls;
@@ -58,8 +57,9 @@ struct server {
 refuse_kind server_gate(const server *s, bool generate);
 /* Milliseconds after which a refused call has a chance: backlog over measured rate, with jitter. */
 int server_pushback_ms(const server *s);
-/* The queue is so long that a newcomer's deadline passes before its turn comes. */
-bool server_outlasts(const server *s, int64_t deadline_ns, int64_t now_ns);
+/* Others wait, and what they and then a newcomer of max_tokens are expected to take is longer than
+ * its deadline. An estimate from what outputs, steps and the rate were of late. */
+bool server_outlasts(const server *s, int64_t deadline_ns, int64_t now_ns, uint64_t max_tokens);
 /* Counters since serving began. */
 void server_read_stats(const server *s, engine_stats *out);
 double server_last_step_age_s(const server *s);

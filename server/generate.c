@@ -264,25 +264,24 @@ static void submit(stream *s, refusal *r) {
                                     ? (uint64_t)s->request.max_tokens
                                     : (uint64_t)(srv->model.context_length - s->request.n_prompt);
     int retry_ms = 0;
-    if (outbox_init(&s->box, &c->thread->box, &s->request, c->rpc, &srv->metrics, &srv->turns, s) !=
-            OK ||
+    if (outbox_init(&s->box, &c->thread->box, &s->request, c->rpc, &srv->metrics, s) != OK ||
         make_prompt_rows(s) != OK) {
         r->kind = REFUSE_INTERNAL;
         return;
     }
-    if (server_outlasts(srv, c->deadline_ns, c->arrival_ns)) {
+    /* Between tenants the queue has another order, which only the engine knows. */
+    if (!c->who.tenant && server_outlasts(srv, c->deadline_ns, c->arrival_ns, max_tokens)) {
         *r = (refusal){.kind = REFUSE_QUEUE_FULL,
                        .message = "the queue would outlast the deadline",
                        .pushback_ms = server_pushback_ms(srv)};
         return;
     }
-    if (tenant_admit(c->who.tenant, &srv->turns, (uint64_t)s->request.n_prompt,
+    if (tenant_admit(c->who.tenant, (uint64_t)s->request.n_prompt,
                      max_tokens * (uint64_t)s->request.n_choices, c->arrival_ns, &s->charge,
                      &retry_ms) != OK) {
         *r = (refusal){.kind = REFUSE_QUOTA, .pushback_ms = retry_ms};
         return;
     }
-    s->request.turn = s->charge.turn;
     s->request.account = s->charge.account;
     s->request.account_blocks_max = s->charge.account_blocks_max;
     if (ids_add(srv->ids, &s->id) != OK) {

@@ -63,7 +63,7 @@ static uint32_t token_words(const engine_request *r) {
 }
 
 status outbox_init(outbox *o, mailbox *box, engine_request *request, grpc_call *rpc, metrics *m,
-                   turns *t, void *owner) {
+                   void *owner) {
     memset(o, 0, sizeof *o);
     const uint32_t step_words = (uint32_t)request->n_choices * token_words(request);
     const uint32_t reserve =
@@ -78,7 +78,6 @@ status outbox_init(outbox *o, mailbox *box, engine_request *request, grpc_call *
     o->request = request;
     o->rpc = rpc;
     o->metrics = m;
-    o->turns = t;
     o->owner = owner;
     return OK;
 }
@@ -167,7 +166,6 @@ void outbox_on_event(void *ctx, const engine_event *e) {
     switch (e->kind) {
     case EVENT_STARTED:
         o->cached_tokens = e->cached_tokens;
-        if (o->request->turn > 0) turns_admitted(o->turns, o->request->turn);
         atomic_store_explicit(&o->started, true, memory_order_release);
         return; /* nothing to send yet */
     case EVENT_PROMPT:

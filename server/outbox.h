@@ -71,7 +71,6 @@ typedef struct outbox {
     grpc_call *rpc; /* borrowed: carries the wake to its queue */
     engine_request *request;
     metrics *metrics;
-    turns *turns;
 
     uint64_t *ring; /* owned, [n_words], a power of two */
     uint32_t n_words, n_reserve;
@@ -91,7 +90,7 @@ typedef struct outbox {
 
 /* request: n_choices, logprobs and n_top decide the ring's size. E_NOMEM. */
 BASE_MUST_USE status outbox_init(outbox *o, mailbox *box, engine_request *request, grpc_call *rpc,
-                                 metrics *m, turns *t, void *owner);
+                                 metrics *m, void *owner);
 void outbox_deinit(outbox *o);
 
 /* engine_request.on_event, ctx: the outbox. Engine thread. */

@@ -195,13 +195,16 @@ int server_pushback_ms(const server *s) {
                                   : (int)ms;
 }
 
-bool server_outlasts(const server *s, int64_t deadline_ns, int64_t now_ns) {
-    if (deadline_ns == TIME_NEVER || histogram_count(&s->metrics.output_tokens) < EVIDENCE)
-        return false;
+bool server_outlasts(const server *s, int64_t deadline_ns, int64_t now_ns, uint64_t max_tokens) {
+    const uint64_t n = histogram_count(&s->metrics.output_tokens);
+    if (deadline_ns == TIME_NEVER || n < EVIDENCE) return false;
     engine_stats st;
     engine_read_stats(s->model.engine, &st);
-    /* An estimate: only what is hopeless twice over is refused. */
-    return queue_ms(s, &st) > 2e-6 * (double)(deadline_ns - now_ns);
+    if (st.waiting == 0) return false; /* nobody else wants the place: let it try */
+    const double mean = histogram_sum(&s->metrics.output_tokens) / (double)n;
+    const double tokens = (double)max_tokens < mean ? (double)max_tokens : mean;
+    const double step_ms = 1e-6 * (double)atomic_load(&s->metrics.step_ns_mean);
+    return queue_ms(s, &st) + tokens * step_ms > 1e-6 * (double)(deadline_ns - now_ns);
 }
 
 void server_on_step(void *ctx, const step_report *r) {

@@ -48,7 +48,7 @@ async def open_loop(stubs, rate, seconds, o, server, memory):
     start = next_at = time.monotonic()
 
     async def one(i):
-        done.append(await run_stream(stubs[i % len(stubs)], request(r, o), 120))
+        done.append(await run_stream(stubs[i % len(stubs)], request(r, o), o.deadline))
 
     i = 0
     while next_at < start + seconds:
@@ -114,7 +114,10 @@ async def run(o, s, failures):
         print(f"| {factor:g}x | {offered:.1f} | {len(ok)} | {len(refused)} | {rows[-1][4]:.0f} | {100 * rows[-1][4] / peak:.0f} % | "
               f"{1000 * percentile([x.seconds for x in refused], 50):.1f} | {1000 * percentile([x.seconds for x in refused], 99):.1f} | "
               f"{percentile([x.first - x.start for x in ok], 50):.2f} | {max(memory or rss[-1:]) / 2**20:.0f} |", flush=True)
-        if len(ok) + len(refused) != len(done):
+        expired = [x for x in done if x.code == "DEADLINE_EXCEEDED"]
+        if expired:
+            print(f"  {len(expired)} deadlines passed, {sum(x.first is not None for x in expired)} of them after the first token")
+        if len(ok) + len(refused) + (len(expired) if o.deadline else 0) != len(done):
             failures.append(f"{factor}x: other ends than OK and RESOURCE_EXHAUSTED: {codes(done)}")
     best = max([peak] + [x[4] for x in rows])
     for factor, _, _, refused, good, recovery in rows:
@@ -140,6 +143,7 @@ def main():
     a.add_argument("--queue", type=int, default=32)
     a.add_argument("--prompt", type=int, default=16)
     a.add_argument("--tokens", type=int, default=32)
+    a.add_argument("--deadline", type=float, help="of each call in the open loop, seconds; without it none")
     a.add_argument("--skip", type=float, default=0.3, help="part of the time that is not counted: the queue fills")
     o = a.parse_args()
     cpus = sorted(os.sched_getaffinity(0))

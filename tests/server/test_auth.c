@@ -1,5 +1,4 @@
 /* Tokens: files good and bad, who is let in, and a tenant's limits on a clock of the test's own. */
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +8,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 #include "server/auth.h"
+#include "tests/check_main.h"
 
 static char path[] = "/tmp/inferd_test_auth_XXXXXX";
 
@@ -126,7 +126,6 @@ START_TEST(a_bad_file_leaves_limits_alone) {
     error err;
     identity who;
     int retry_ms;
-    turns clock = {0};
     tenant_charge c[2];
     char hex[65], text[300];
     write_line("x", "t streams=1");
@@ -136,11 +135,11 @@ START_TEST(a_bad_file_leaves_limits_alone) {
     snprintf(text, sizeof text, "sha256:%s t streams=2\nsha256:%s other\nbroken\n", hex, hex);
     write_file(text);
     ck_assert_int_eq(auth_reload(a, &err), E_FORMAT);
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[0], &retry_ms), OK);
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[1], &retry_ms), E_FULL);
+    ck_assert_int_eq(tenant_admit(who.tenant, 1, 1, 1, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 1, 1, 1, &c[1], &retry_ms), E_FULL);
     write_line("x", "t streams=2");
     ck_assert_int_eq(auth_reload(a, &err), OK);
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[1], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 1, 1, 1, &c[1], &retry_ms), OK);
     tenant_release(&c[0], 2);
     tenant_release(&c[1], 2);
     auth_close(a);
@@ -153,7 +152,6 @@ START_TEST(shares_are_for_those_with_tokens) {
     error err;
     identity who;
     int retry_ms;
-    turns clock = {0};
     tenant_charge c[2];
     char hex[2][65], text[300];
     hash_of("x", hex[0]);
@@ -163,11 +161,11 @@ START_TEST(shares_are_for_those_with_tokens) {
     ck_assert_int_eq(auth_open(path, &a, &err), OK);
     auth_set_share(a, 1);
     ck_assert(enters(a, "Bearer x", &who));
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[0], &retry_ms), OK);
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[1], &retry_ms), E_FULL);
+    ck_assert_int_eq(tenant_admit(who.tenant, 1, 1, 1, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 1, 1, 1, &c[1], &retry_ms), E_FULL);
     write_line("x", "x");
     ck_assert_int_eq(auth_reload(a, &err), OK);
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c[1], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 1, 1, 1, &c[1], &retry_ms), OK);
     auth_close(a);
 }
 END_TEST
@@ -178,74 +176,30 @@ START_TEST(limits_hold) {
     identity who;
     int retry_ms = 0;
     tenant_charge c[4];
-    turns clock = {0};
     write_line("x", "t streams=2 waiting_tokens=100 tokens_per_minute=600");
     ck_assert_int_eq(auth_open(path, &a, &err), OK);
     ck_assert(enters(a, "Bearer x", &who));
     int64_t now = 1000 * NS_PER_S;
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 50, 50, now, &c[0], &retry_ms), OK);
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 51, 1, now, &c[1], &retry_ms),
-                     E_FULL); /* tokens */
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 50, 50, now, &c[1], &retry_ms), OK);
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 0, 1, now, &c[2], &retry_ms),
-                     E_FULL); /* streams */
+    ck_assert_int_eq(tenant_admit(who.tenant, 50, 50, now, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 51, 1, now, &c[1], &retry_ms), E_FULL); /* tokens */
+    ck_assert_int_eq(tenant_admit(who.tenant, 50, 50, now, &c[1], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 0, 1, now, &c[2], &retry_ms), E_FULL); /* streams */
     tenant_release(&c[0], 100);
     tenant_release(&c[1], 60); /* 40 come back */
     tenant_release(&c[1], 0);  /* a charge ends once */
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 10, 430, now, &c[0], &retry_ms), OK);
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 10, 90, now, &c[1], &retry_ms),
-                     E_FULL); /* 0 left */
+    ck_assert_int_eq(tenant_admit(who.tenant, 10, 430, now, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 10, 90, now, &c[1], &retry_ms), E_FULL); /* 0 left */
     ck_assert_int_ge(retry_ms, 9900);
     ck_assert_int_le(retry_ms, 10100);
     now += 10 * NS_PER_S; /* ten a second */
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 10, 90, now, &c[1], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 10, 90, now, &c[1], &retry_ms), OK);
     tenant_release(&c[0], 440);
     tenant_release(&c[1], 100);
     now += 600 * NS_PER_S; /* never more than a minute's worth */
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 10, 5000, now, &c[0], &retry_ms), OK);
-    ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, now, &c[1], &retry_ms), E_FULL);
+    ck_assert_int_eq(tenant_admit(who.tenant, 10, 5000, now, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(who.tenant, 1, 1, now, &c[1], &retry_ms), E_FULL);
     tenant_release(&c[0], 5010);
-    ck_assert_int_eq(tenant_admit(NULL, &clock, 1u << 30, 1u << 30, now, &c[0], &retry_ms), OK);
-    auth_close(a);
-}
-END_TEST
-
-/* One tenant sends fifty requests, then another sends one: that one's turn comes after one of the
- * fifty that is being served, not after all. And nobody saves up turns by being idle. */
-START_TEST(turns_are_fair) {
-    auth *a;
-    error err;
-    identity x, y;
-    int retry_ms;
-    char hex[2][65], text[300];
-    hash_of("x", hex[0]);
-    hash_of("y", hex[1]);
-    snprintf(text, sizeof text, "sha256:%s x\nsha256:%s y\n", hex[0], hex[1]);
-    write_file(text);
-    ck_assert_int_eq(auth_open(path, &a, &err), OK);
-    ck_assert(enters(a, "Bearer x", &x) && enters(a, "Bearer y", &y));
-    turns clock = {0};
-    tenant_charge many[50], one, late;
-    for (int i = 0; i < 50; i++) {
-        ck_assert_int_eq(tenant_admit(x.tenant, &clock, 100, 20, 1, &many[i], &retry_ms), OK);
-        if (i > 0) ck_assert_uint_eq(many[i].turn, many[i - 1].turn + 121);
-    }
-    turns_admitted(&clock, many[0].turn);
-    turns_admitted(&clock, many[1].turn);
-    ck_assert_int_eq(tenant_admit(y.tenant, &clock, 100, 20, 1, &one, &retry_ms), OK);
-    ck_assert_uint_gt(one.turn, many[1].turn);
-    ck_assert_uint_lt(one.turn, many[2].turn);
-    turns_admitted(&clock, many[0].turn); /* time does not go back */
-    ck_assert_uint_eq(clock.now, many[1].turn);
-    turns_admitted(&clock, many[49].turn);
-    tenant_release(&one, 120);
-    ck_assert_int_eq(tenant_admit(y.tenant, &clock, 100, 20, 1, &late, &retry_ms), OK);
-    ck_assert_uint_eq(late.turn, many[49].turn + 1);
-    /* Its share of the queue, where there are several tenants. */
-    auth_set_share(a, 51);
-    ck_assert_int_eq(tenant_admit(x.tenant, &clock, 1, 1, 1, &one, &retry_ms), OK);
-    ck_assert_int_eq(tenant_admit(x.tenant, &clock, 1, 1, 1, &one, &retry_ms), E_FULL);
-    ck_assert_int_eq(tenant_admit(y.tenant, &clock, 1, 1, 1, &one, &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(NULL, 1u << 30, 1u << 30, now, &c[0], &retry_ms), OK);
     auth_close(a);
 }
 END_TEST
@@ -267,7 +221,6 @@ START_TEST(kv_shares) {
     error err;
     identity who;
     int retry_ms;
-    turns clock = {0};
     tenant_charge c;
     write_line("x", "t");
     ck_assert_int_eq(auth_open(path, &a, &err), OK);
@@ -276,7 +229,7 @@ START_TEST(kv_shares) {
         ck_assert_int_eq(auth_reload(a, &err), OK);
         auth_set_pool(a, rows[i].blocks, rows[i].percent);
         ck_assert(enters(a, "Bearer x", &who));
-        ck_assert_int_eq(tenant_admit(who.tenant, &clock, 1, 1, 1, &c, &retry_ms), OK);
+        ck_assert_int_eq(tenant_admit(who.tenant, 1, 1, 1, &c, &retry_ms), OK);
         ck_assert_int_eq(c.account_blocks_max, rows[i].want);
         ck_assert_int_eq(c.account, 1); /* the same for ever */
         tenant_release(&c, 2);
@@ -328,7 +281,6 @@ int main(void) {
     const int fd = mkstemp(path);
     if (fd < 0) return 1;
     close(fd);
-    Suite *s = suite_create("auth");
     TCase *t = tcase_create("all");
     tcase_add_test(t, without_a_file_all_are_welcome);
     tcase_add_test(t, only_the_token_enters);
@@ -337,14 +289,9 @@ int main(void) {
     tcase_add_test(t, a_bad_file_leaves_limits_alone);
     tcase_add_test(t, shares_are_for_those_with_tokens);
     tcase_add_test(t, limits_hold);
-    tcase_add_test(t, turns_are_fair);
     tcase_add_test(t, kv_shares);
     tcase_add_test(t, too_many_tenants_since_the_start);
-    suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    const int n = srunner_ntests_failed(r);
-    srunner_free(r);
+    const int failed = check_run("auth", t);
     unlink(path);
-    return n != 0;
+    return failed;
 }
