@@ -158,8 +158,8 @@ static void put_line(FILE *out, const metrics *m, history_series series) {
     const unsigned kept = n < HISTORY_SAMPLES ? n : HISTORY_SAMPLES;
     double v[HISTORY_SAMPLES], top = 1;
     for (unsigned i = 0; i < kept; i++) {
-        v[i] = atomic_load_explicit(&m->history.value[series][(n - kept + i) % HISTORY_SAMPLES],
-                                    memory_order_relaxed);
+        const unsigned at = (n - kept + i) % HISTORY_SAMPLES;
+        v[i] = (double)atomic_load_explicit(&m->history.value[series][at], memory_order_relaxed);
         if (v[i] > top) top = v[i];
     }
     fprintf(out, "<svg viewBox=\"0 0 %d %d\" preserveAspectRatio=none role=img>", HISTORY_SAMPLES,
