@@ -40,7 +40,7 @@ typedef struct token_set {
 } token_set;
 
 struct auth {
-    _Atomic int n_tenants;             /* with a token now */
+    _Atomic int n_tenants;             /* with a token now, or whose certificate was seen */
     _Atomic uint64_t share;            /* calls one tenant may hold, 0: no limit */
     _Atomic int kv_blocks, kv_percent; /* the pool, 0: not known yet; a tenant's share of it */
     char *path;                        /* owned; NULL: everybody is welcome */
@@ -50,9 +50,27 @@ struct auth {
     int n_accounts;                    /* tenants ever */
 };
 
-static tenant *tenant_of(auth *a, const char *name) {
+static tenant *tenant_find(const auth *a, uint64_t id) {
     for (tenant *t = a->tenants; t; t = t->next)
-        if (strcmp(t->name, name) == 0) return t;
+        if (t->id == id) return t;
+    return NULL;
+}
+
+/* 0 means nobody. */
+static bool id_of(const char *name, size_t len, uint64_t *out) {
+    uint8_t digest[32];
+    if (sha256_of(name, len, digest) != OK) return false;
+    memcpy(out, digest, sizeof *out);
+    *out |= 1;
+    return true;
+}
+
+/* Under the lock. A longer name is kept cut; it is told apart by its id. */
+static tenant *tenant_of(auth *a, const char *name, size_t len) {
+    uint64_t id;
+    if (!id_of(name, len, &id)) return NULL;
+    tenant *known = tenant_find(a, id);
+    if (known) return known;
     if (a->n_accounts == LIMIT_ACCOUNTS) return NULL;
     tenant *t = calloc(1, sizeof *t);
     if (!t) return NULL;
@@ -60,16 +78,10 @@ static tenant *tenant_of(auth *a, const char *name) {
         free(t);
         return NULL;
     }
-    uint8_t digest[32];
-    if (sha256_of(name, strlen(name), digest) != OK) {
-        pthread_mutex_destroy(&t->lock);
-        free(t);
-        return NULL;
-    }
-    memcpy(&t->id, digest, sizeof t->id);
-    t->id |= 1; /* 0 means nobody */
+    t->id = id;
     t->auth = a;
-    snprintf(t->name, sizeof t->name, "%s", name);
+    snprintf(t->name, sizeof t->name, "%.*s",
+             (int)(len < sizeof t->name ? len : sizeof t->name - 1), name);
     t->account = ++a->n_accounts;
     t->next = a->tenants;
     a->tenants = t;
@@ -195,7 +207,7 @@ static status adopt(auth *a, const entry_list *list, token_set *set) {
         token *t = &set->token[i];
         memcpy(t->digest, e->digest, sizeof t->digest);
         t->expires = e->expires;
-        t->tenant = tenant_of(a, e->tenant);
+        t->tenant = tenant_of(a, e->tenant, strlen(e->tenant));
         if (!t->tenant) return a->n_accounts == LIMIT_ACCOUNTS ? E_FULL : E_NOMEM;
     }
     set->n = list->n;
@@ -304,6 +316,22 @@ bool auth_check(auth *a, const char *header, size_t len, identity *out) {
     }
     pthread_rwlock_unlock(&a->lock);
     return good;
+}
+
+void auth_certificate(auth *a, const char *name, size_t len, identity *out) {
+    *out = (identity){.id = 0};
+    if (!id_of(name, len, &out->id)) return;
+    snprintf(out->name, sizeof out->name, "%.*s",
+             (int)(len < sizeof out->name ? len : sizeof out->name - 1), name);
+    pthread_rwlock_rdlock(&a->lock);
+    out->tenant = tenant_find(a, out->id);
+    pthread_rwlock_unlock(&a->lock);
+    if (out->tenant) return;
+    pthread_rwlock_wrlock(&a->lock);
+    const int before = a->n_accounts;
+    out->tenant = tenant_of(a, name, len);
+    if (a->n_accounts > before) atomic_fetch_add(&a->n_tenants, 1);
+    pthread_rwlock_unlock(&a->lock);
 }
 
 /* --- limits --- */

@@ -53,6 +53,10 @@ void auth_set_pool(auth *a, int kv_blocks, int percent);
 
 /* header: the value of `authorization`, or NULL. Compares against every token, in constant time. */
 bool auth_check(auth *a, const char *header, size_t len, identity *out);
+/* Without tokens, under mTLS: name is the client certificate's common name; it is the tenant, with
+ * a turn, a share of the queue and of the KV blocks like others, and no limits of its own. After
+ * LIMIT_ACCOUNTS names further ones have no tenant: they share one turn. Any thread. */
+void auth_certificate(auth *a, const char *name, size_t len, identity *out);
 
 /* What one Generate call takes from its tenant's limits. */
 typedef struct tenant_charge {

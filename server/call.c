@@ -118,21 +118,13 @@ static void read_deadline(call *c) {
     c->deadline_ns = c->arrival_ns + left.tv_sec * NS_PER_S + left.tv_nsec;
 }
 
-/* mTLS without tokens: the certificate's common name is the tenant, without limits of its own. */
+/* mTLS without tokens: the certificate's common name is the tenant. */
 static void identify_by_certificate(call *c) {
     grpc_auth_context *context = grpc_call_auth_context(c->rpc);
     grpc_auth_property_iterator at =
         grpc_auth_context_find_properties_by_name(context, GRPC_X509_CN_PROPERTY_NAME);
     const grpc_auth_property *cn = grpc_auth_property_iterator_next(&at);
-    uint8_t digest[32];
-    if (cn && sha256_of(cn->value, cn->value_length, digest) == OK) {
-        memcpy(&c->who.id, digest, sizeof c->who.id);
-        c->who.id |= 1; /* 0 means nobody */
-        snprintf(
-            c->who.name, sizeof c->who.name, "%.*s",
-            (int)(cn->value_length <= TENANT_NAME_BYTES ? cn->value_length : TENANT_NAME_BYTES),
-            cn->value);
-    }
+    if (cn) auth_certificate(c->srv->auth, cn->value, cn->value_length, &c->who);
     grpc_auth_context_release(context);
 }
 

@@ -277,6 +277,50 @@ START_TEST(too_many_tenants_since_the_start) {
 }
 END_TEST
 
+/* Tenants by their certificates' names: as many turns as names, the same one for ever. */
+START_TEST(certificates_are_tenants) {
+    auth *a;
+    error err;
+    identity x, y, again, last;
+    int retry_ms;
+    tenant_charge c[3];
+    char name[200];
+    ck_assert_int_eq(auth_open(NULL, &a, &err), OK);
+    auth_set_share(a, 1);
+    auth_set_pool(a, 100, 30);
+    auth_certificate(a, "x", 1, &x);
+    ck_assert_int_eq(tenant_admit(x.tenant, 1, 1, 1, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(x.tenant, 1, 1, 1, &c[1], &retry_ms), OK); /* the only one */
+    tenant_release(&c[1], 0);
+    auth_certificate(a, "yx", 1, &y);
+    auth_certificate(a, "x", 1, &again);
+    ck_assert_ptr_eq(x.tenant, again.tenant);
+    ck_assert_str_eq(y.name, "y");
+    ck_assert(x.id != y.id && x.id == again.id && x.tenant != y.tenant);
+    ck_assert_int_eq(tenant_admit(y.tenant, 1, 1, 1, &c[1], &retry_ms), OK);
+    ck_assert(c[0].account != c[1].account);
+    ck_assert_int_eq(c[1].account_blocks_max, 30);
+    ck_assert_int_eq(tenant_admit(x.tenant, 1, 1, 1, &c[2], &retry_ms), E_FULL); /* its share */
+    /* Long names differ though they are logged alike. */
+    memset(name, 'n', sizeof name);
+    auth_certificate(a, name, sizeof name, &again);
+    auth_certificate(a, name, sizeof name - 1, &last);
+    ck_assert_uint_eq(strlen(again.name), TENANT_NAME_BYTES);
+    ck_assert(again.tenant != last.tenant && again.id != last.id);
+    for (int i = 4; i < LIMIT_ACCOUNTS; i++) {
+        const int len = snprintf(name, sizeof name, "%d", i);
+        auth_certificate(a, name, (size_t)len, &last);
+        ck_assert_ptr_nonnull(last.tenant);
+    }
+    auth_certificate(a, "one more", 8, &last);
+    ck_assert_ptr_null(last.tenant);
+    ck_assert_uint_ne(last.id, 0);
+    ck_assert_int_eq(tenant_admit(last.tenant, 1, 1, 1, &c[2], &retry_ms), OK);
+    ck_assert_int_eq(c[2].account, 0);
+    auth_close(a);
+}
+END_TEST
+
 int main(void) {
     const int fd = mkstemp(path);
     if (fd < 0) return 1;
@@ -290,6 +334,7 @@ int main(void) {
     tcase_add_test(t, shares_are_for_those_with_tokens);
     tcase_add_test(t, limits_hold);
     tcase_add_test(t, kv_shares);
+    tcase_add_test(t, certificates_are_tenants);
     tcase_add_test(t, too_many_tenants_since_the_start);
     const int failed = check_run("auth", t);
     unlink(path);
