@@ -43,3 +43,16 @@ def write_speaker(path, logits):
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
         tensors[f"blk.0.{name}.weight"] = zeros(EMBED, EMBED)
     write_gguf(path, keys, tensors)
+
+
+def write_with_tokenizer(path, source, n_vocab):
+    """A copy of model `source`, which has no tokenizer, with one whose pieces are t0, t1, ...: its keys go before the others, filled up
+    to the alignment, so that nothing behind them changes."""
+    keys = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": [f"t{i}" for i in range(n_vocab)],
+            "tokenizer.ggml.scores": [float(-i) for i in range(n_vocab)], "tokenizer.ggml.token_type": [1] * n_vocab}
+    added = b"".join(_string(k) + _value(v) for k, v in keys.items())
+    filler = _string("test.filler")
+    added += filler + _value("." * (-(len(added) + len(filler) + 12) % 32))
+    raw = source.read_bytes()
+    magic, version, n_tensors, n_keys = struct.unpack_from("<4sIQQ", raw)
+    path.write_bytes(struct.pack("<4sIQQ", magic, version, n_tensors, n_keys + len(keys) + 1) + added + raw[24:])
