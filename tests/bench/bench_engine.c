@@ -7,7 +7,8 @@
  *     [--prefill 512,2048]                              one prompt at a time, one token out
  *     [--mixed load.json]        {"requests_in_out": [[prompt, output], ...]}, all at once; prints
  *                                where the steps' time went and the gaps between tokens
- *     [--max-sequences 256] [--max-step-tokens 2048] [--context N]
+ *     [--max-sequences N]        default: the largest batch; 256 for a mixed load
+ *     [--max-step-tokens 2048] [--context N]
  *     [--kv-type f16|bf16|f32|i8] [--kv-blocks N] [--kv-block-tokens 32] [--kv-bytes N]
  *     [--bandwidth GB/s]         prints what share of it weights and KV alone would take
  *     [--json out.json] */
@@ -23,7 +24,7 @@
 #include "engine/gguf.h"
 #include "tests/bench/step_table.h"
 
-enum { LIST_MAX = 32, STEPS_MAX = 1 << 20 };
+enum { LIST_MAX = 32, STEPS_MAX = 1 << 20, MIXED_SEQUENCES = 256 };
 
 typedef struct list {
     int n, v[LIST_MAX];
@@ -164,6 +165,7 @@ static args parse(int argc, char **argv) {
     if (a.model == NULL) die("--model", "is needed");
     if (a.prompt.n == 0) a.prompt = (list){.n = 1, .v = {512}};
     if (a.output < 1) die("--output", "needs at least 1");
+    if (a.engine.max_sequences == 0 && a.mixed != NULL) a.engine.max_sequences = MIXED_SEQUENCES;
     for (int i = 0; i < a.batch.n; i++)
         if (a.batch.v[i] > a.engine.max_sequences) a.engine.max_sequences = a.batch.v[i];
     return a;
