@@ -12,7 +12,7 @@ import kubernetes_validate
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-CRDS = {"ServiceMonitor", "ScaledObject", "InferencePool", "Kustomization"}  # not part of Kubernetes' own schemas
+CRDS = {"ServiceMonitor", "ScaledObject", "InferencePool", "Kustomization", "Component"}  # not part of Kubernetes' own schemas
 problems = []
 
 
@@ -26,10 +26,11 @@ def check_manifests():
             for key in ("apiVersion", "kind"):
                 if key not in doc:
                     problems.append(f"{path}: no {key}")
-            if doc["kind"] == "Kustomization":
-                for ref in doc.get("resources", []):
+            if doc["kind"] in ("Kustomization", "Component"):
+                for ref in doc.get("resources", []) + doc.get("components", []):
                     if not (path.parent / ref).exists():
                         problems.append(f"{path}: {ref} does not exist")
+                check_patches(path, doc)
             if doc["kind"] in CRDS:
                 continue
             try:
@@ -37,6 +38,37 @@ def check_manifests():
             except Exception as error:  # the library raises several unrelated types
                 problems.append(f"{path}: {error}")
     return n
+
+
+def apply_patch(doc, operation):
+    """One JSON patch operation (add, replace), as far as ours go; raises if its place does not exist."""
+    *where, last = operation["path"].strip("/").split("/")
+    at = doc
+    for key in where:
+        at = at[int(key)] if isinstance(at, list) else at[key]
+    if isinstance(at, list):
+        at.append(operation["value"]) if last == "-" else at.__setitem__(int(last), operation["value"])
+    elif operation["op"] == "replace" and last not in at:
+        raise KeyError(operation["path"])
+    else:
+        at[last] = operation["value"]
+
+
+def check_patches(path, doc):
+    """The base's Deployment with an overlay's patches is a Deployment, and its flags are ones that inferd takes."""
+    base = yaml.safe_load((ROOT / "deploy/kubernetes/base/deployment.yaml").read_text())
+    keys = set(re.findall(r'^    \{"([a-z_.]+)"', (ROOT / "config/table.c").read_text(), re.M))
+    try:
+        for patch in doc.get("patches", []):
+            for operation in yaml.safe_load(patch["patch"]):
+                apply_patch(base, operation)
+        kubernetes_validate.validate(base, "1.30", strict=True)
+    except Exception as error:  # the library raises several unrelated types
+        problems.append(f"{path}: {error!r}")
+    for flag in base["spec"]["template"]["spec"]["containers"][0]["args"]:
+        name = re.match(r"--set=([a-z_.]+)=", flag)
+        if name and name[1] not in keys:
+            problems.append(f"{path}: {name[1]} is no key")
 
 
 def check_probe_arithmetic():
