@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -44,6 +45,7 @@ struct auth {
     _Atomic uint64_t share;            /* calls one tenant may hold, 0: no limit */
     _Atomic int kv_blocks, kv_percent; /* the pool, 0: not known yet; a tenant's share of it */
     char *path;                        /* owned; NULL: everybody is welcome */
+    int64_t read_ns, seen_ns;          /* the file's times; the reloading thread's alone */
     pthread_rwlock_t lock;             /* guards the rest */
     token_set *set;                    /* owned */
     tenant *tenants;                   /* owned, grows only */
@@ -224,8 +226,22 @@ static status adopt(auth *a, const entry_list *list, token_set *set) {
     return OK;
 }
 
+static int64_t modified_ns(const char *path) {
+    struct stat st;
+    if (stat(path, &st) != 0) return 0;
+    return (int64_t)st.st_mtim.tv_sec * NS_PER_S + st.st_mtim.tv_nsec;
+}
+
+bool auth_file_changed(auth *a) {
+    const int64_t now = a->path ? modified_ns(a->path) : 0;
+    const bool rests = now == a->seen_ns, changed = now != a->read_ns;
+    a->seen_ns = now;
+    return changed && rests; /* a file that is being written is left alone */
+}
+
 status auth_reload(auth *a, error *err) {
     if (!a->path) return OK;
+    a->read_ns = a->seen_ns = modified_ns(a->path);
     token_set *set = calloc(1, sizeof *set), *old = NULL;
     entry_list *list = calloc(1, sizeof *list);
     status e = set && list ? read_file(a->path, list, err) /* unlocked: a disk may be slow */

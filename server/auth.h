@@ -15,7 +15,8 @@
  * A tenant may have several tokens; its limits are those of its first line. The file holds no
  * secret: `printf %s TOKEN | sha256sum` makes a line. When a tokens file is configured every method
  * of the main port needs a valid token, health and reflection too (probes use
- * server.health_listen). Thread: auth_check any; auth_reload one at a time. */
+ * server.health_listen). Thread: auth_check any; auth_reload and auth_file_changed one at a
+ * time. */
 #ifndef INFERD_SERVER_AUTH_H
 #define INFERD_SERVER_AUTH_H
 
@@ -43,6 +44,9 @@ void auth_close(auth *a); /* NULL is legal */
 /* On any error the old tokens stay, and with them the limits of their tenants. E_FULL: more than
  * LIMIT_ACCOUNTS tenants since the start. */
 BASE_MUST_USE status auth_reload(auth *a, error *err);
+/* To be asked about every second: the file is another than the one last read, or tried, and was the
+ * same at the last look. */
+bool auth_file_changed(auth *a);
 bool auth_required(const auth *a);
 /* With several tenants, none may hold more calls than this: the queue has room for the others. */
 void auth_set_share(auth *a, uint64_t calls_max);

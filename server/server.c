@@ -117,7 +117,7 @@ status server_serve(server *s, const served_model *m) {
     auth_set_pool(s->auth, engine_memory(m->engine)->kv_blocks, s->options.tenant_kv_percent);
     if (s->options.queue_max_requests > 0)
         auth_set_share(s->auth,
-                       (uint64_t)m->max_sequences + (uint64_t)s->options.queue_max_requests / 2);
+                       (uint64_t)m->max_sequences + (uint64_t)s->options.queue_max_requests / 4);
     atomic_store(&s->load_progress, 1.0);
     atomic_store(&s->phase, SERVER_SERVING); /* from here on s->model is read by other threads */
     atomic_store(&s->was_ready, true);
@@ -269,7 +269,7 @@ static void reload_certificates(server *s) {
     }
 }
 
-void server_reload(server *s) {
+static void reload_tokens(server *s) {
     error err = {.code = OK};
     if (auth_reload(s->auth, &err) != OK) {
         atomic_fetch_add(&s->metrics.token_reload_failures, 1);
@@ -278,6 +278,10 @@ void server_reload(server *s) {
     } else if (auth_required(s->auth)) {
         log_event(LOG_INFO, "tokens_reloaded", LOG_BOOL("ok", true));
     }
+}
+
+void server_reload(server *s) {
+    reload_tokens(s);
     if (s->tls) reload_certificates(s);
 }
 
@@ -317,6 +321,7 @@ void server_tick(server *s) {
         metrics_sample(&s->metrics, &stats, clock_now_ns());
     }
     if (s->tls && tls_files_changed(s->tls)) reload_certificates(s);
+    if (auth_file_changed(s->auth)) reload_tokens(s);
 }
 
 void server_close(server *s) {

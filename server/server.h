@@ -23,7 +23,7 @@ typedef struct server_options {
     int slow_reader_s, max_output_tokens, max_choices; /* max_output_tokens 0: the context */
     bool vllm_aliases;
     int tenant_kv_percent;  /* of the KV pool, for a tenant without a share of its own; 0: all */
-    int queue_max_requests; /* several tenants: none may hold more than half of it, and running */
+    int queue_max_requests; /* several tenants: none may hold more than a fourth, and running */
 } server_options;
 
 /* What is served. Pointers are borrowed until server_close; strings are copied. */
@@ -71,7 +71,8 @@ const char *server_state_name(const server *s);
 
 /* Re-reads certificates and tokens; what is bad stays as it was, is logged and counted. */
 void server_reload(server *s);
-/* About every second: takes certificates that were replaced, without a signal; measures rates. */
+/* About every second: takes certificates and tokens that were replaced, without a signal; measures
+ * rates. */
 void server_tick(server *s);
 
 void server_begin_drain(server *s);    /* readiness falls, calls are still admitted */

@@ -1,5 +1,6 @@
 """Bearer tokens: default deny on every method, tenants kept apart, tokens replaced without a restart."""
 import signal
+import time
 import urllib.request
 
 import grpc
@@ -153,6 +154,22 @@ def test_tokens_reload(tokens):
     held.cancel()
     reload(tokens, tokens.tokens_text, "tokens_reloaded")
     wait_for("idle", lambda: tokens.alice.status().running == 0, 10 * SLOW)
+
+
+def test_tokens_replaced_without_a_signal(tokens):
+    """A container has nobody who could send one; a bad file is tried once, not every second."""
+    replaced = len(tokens.events("tokens_reloaded"))
+    tokens.tokens_path.write_text(tokens.tokens_text + line("dave-secret", "dave"))
+    wait_for("taken", lambda: len(tokens.events("tokens_reloaded")) == replaced + 1, 15 * SLOW)
+    assert call(tokens.channel, GENERATE, bearer("dave-secret"))
+    failures = metric(tokens, "inferd_token_reload_failures_total")
+    tokens.tokens_path.write_text("bad\n")
+    wait_for("tried", lambda: metric(tokens, "inferd_token_reload_failures_total") == failures + 1, 15 * SLOW)
+    time.sleep(2.5)
+    assert metric(tokens, "inferd_token_reload_failures_total") == failures + 1
+    assert call(tokens.channel, GENERATE, bearer("dave-secret"))
+    reload(tokens, tokens.tokens_text, "tokens_reloaded")
+    denied(tokens.channel, GENERATE, bearer("dave-secret"))
 
 
 def test_log_says_who_and_never_the_token(tokens):
