@@ -192,10 +192,61 @@ static void write_suite(const report *r, FILE *f, size_t from, size_t to) {
     fprintf(f, "\n");
 }
 
+static bool is_model_row(const row *w, const char *what) {
+    return strcmp(w->suite, "models") == 0 && strcmp(w->what, what) == 0;
+}
+
+static const row *row_of(const report *r, const row *of_case, const char *what) {
+    for (size_t i = 0; i < r->n; i++)
+        if (same_case(&r->rows[i], of_case) && strcmp(r->rows[i].what, what) == 0)
+            return &r->rows[i];
+    return NULL;
+}
+
+/* All cases of one family and weight type, e.g. "llama, Q4_0". */
+static void write_kind(const report *r, FILE *f, const char *kind) {
+    int n_cases = 0;
+    long n = 0, n_wrong = 0;
+    double logit = 0, logprob = 0;
+    for (size_t i = 0; i < r->n; i++) {
+        const row *w = &r->rows[i];
+        if (!is_model_row(w, "max |d logit|") || strcmp(w->note, kind) != 0) continue;
+        const row *p = row_of(r, w, "|d logprob|"), *greedy = row_of(r, w, "greedy wrong");
+        n_cases++;
+        if (!(w->worst <= logit)) logit = w->worst;
+        if (p != NULL && !(p->worst <= logprob)) logprob = p->worst;
+        if (greedy == NULL) continue;
+        n += strtol(greedy->note, NULL, 10); /* "96 compared, ..." */
+        n_wrong += (long)greedy->worst;
+    }
+    fprintf(f, "| %s | %d | %.2g | %ld of %ld | %.2g |\n", kind, n_cases, logit, n - n_wrong, n,
+            logprob);
+}
+
+/* The short answer: a line a family and weight type. */
+static void write_matrix(const report *r, FILE *f) {
+    bool started = false;
+    for (size_t i = 0; i < r->n; i++) {
+        const row *w = &r->rows[i];
+        bool seen = !is_model_row(w, "max |d logit|");
+        for (size_t k = 0; k < i && !seen; k++)
+            seen = is_model_row(&r->rows[k], w->what) && strcmp(r->rows[k].note, w->note) == 0;
+        if (seen) continue;
+        if (!started)
+            fprintf(f, "\n**by family and weight type** (perplexity cannot differ by more than the "
+                       "factor e to the worst \\|d logprob\\|)\n\n| family, type | models | "
+                       "worst \\|d logit\\| | greedy agreement | worst \\|d logprob\\| |\n"
+                       "|---|---|---|---|---|\n");
+        started = true;
+        write_kind(r, f, w->note);
+    }
+}
+
 static void write_markdown(const report *r, FILE *f, const char *title) {
     fprintf(
         f, "### %s\n\n%zu passed, %zu failed, %zu skipped; each number is the worst of its case.\n",
         title, r->n_of[PASSED], r->n_of[FAILED], r->n_of[SKIPPED]);
+    write_matrix(r, f);
     for (size_t i = 0, end; i < r->n; i = end) {
         end = suite_end(r, i);
         write_suite(r, f, i, end);
