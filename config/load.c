@@ -184,6 +184,8 @@ static status check_together(const loader *l, error *err) {
     if (key && !cert) return disagree(l, "server.tls.key", "needs server.tls.cert", err);
     if (*c->server.tls.client_ca && !cert)
         return disagree(l, "server.tls.client_ca", "needs server.tls.cert and .key", err);
+    if (c->server.drain_s < c->server.drain_delay_s)
+        return disagree(l, "server.drain_s", "must not be below server.drain_delay_s", err);
     if (c->watchdog.exit_s < c->watchdog.not_ready_s)
         return disagree(l, "watchdog.exit_s", "must not be below watchdog.not_ready_s", err);
     if (c->engine.kv_blocks > 0 && c->engine.kv_memory_bytes > 0)

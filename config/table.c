@@ -16,7 +16,7 @@
 static const config_key table[] = {
     {"server.listen", KEY_ADDR, MEMBER(server.listen), .initial = "127.0.0.1:50051",
      .doc = "Where gRPC is served: host:port (port 0 picks a free one) or unix:PATH."},
-    {"server.rpc_threads", KEY_INT, MEMBER(server.rpc_threads), RANGE(0, 64), .initial = "0",
+    {"server.rpc_threads", KEY_INT, MEMBER(server.rpc_threads), RANGE(0, 16), .initial = "0",
      .doc = "Threads for calls and text work, each with its own completion queue; 0: one a core, "
             "at most 4."},
     {"server.max_streams", KEY_INT, MEMBER(server.max_streams), RANGE(1, 65536), .initial = "1024",
@@ -30,8 +30,8 @@ static const config_key table[] = {
      .doc = "Ask a client to reconnect after this time, so that balancers see new servers; its "
             "calls finish. 0: never."},
     {"server.keepalive_s", KEY_INT, MEMBER(server.keepalive_s), RANGE(0, DAY_S), .initial = "20",
-     .doc = "Ping a connection this often and drop it when the ping is not answered in as long "
-            "again. 0: never."},
+     .doc = "Ping a connection this often and drop it when the ping is not answered in "
+            "10 s. 0: never."},
     {"server.tls.cert", KEY_PATH, MEMBER(server.tls.cert), .initial = "",
      .doc = "PEM file of the server's certificate chain; needs server.tls.key. Empty: no TLS." //
      PATH_DOC_REL},

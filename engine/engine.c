@@ -164,8 +164,8 @@ void engine_stop_all(engine *e) {
     submit_close(&e->submit, E_STATE);
 }
 
-void engine_close(engine *e) {
-    if (e == NULL) return;
+void engine_stop(engine *e) {
+    if (e == NULL || atomic_load(&e->quit)) return;
     engine_stop_all(e);
     atomic_store(&e->quit, true);
     engine_wake(e);
@@ -173,5 +173,10 @@ void engine_close(engine *e) {
         pthread_join(e->thread, NULL);
     else
         end_everything(e, END_DRAINING);
+}
+
+void engine_close(engine *e) {
+    if (e == NULL) return;
+    engine_stop(e);
     engine_free(e);
 }

@@ -169,6 +169,9 @@ void engine_wake(engine *e);
 void engine_stop_all(engine *e);
 void engine_read_stats(const engine *e, engine_stats *out);
 
-/* Stops the thread (ends what still runs with END_DRAINING), closes the backend. NULL is legal. */
+/* Ends every live request with END_DRAINING and waits for the engine thread: no callback comes
+ * after it. Submits get E_STATE; wake and stats stay legal. main; NULL and a second call are. */
+void engine_stop(engine *e);
+/* engine_stop, then closes the backend. NULL is legal. */
 void engine_close(engine *e);
 #endif

@@ -1,5 +1,6 @@
 #include "server/admin.h"
 
+#include <errno.h>
 #include <microhttpd.h>
 #include <netdb.h>
 #include <stdio.h>
@@ -133,6 +134,14 @@ static status resolve(const char *addr, char host[HOST_BYTES], struct addrinfo *
     return OK;
 }
 
+static bool answers(const struct sockaddr_un *sa) {
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    const bool yes = fd >= 0 && (connect(fd, (const struct sockaddr *)sa, sizeof *sa) == 0 ||
+                                 errno == EAGAIN); /* its backlog is full */
+    if (fd >= 0) close(fd);
+    return yes;
+}
+
 static status open_unix(admin *a, const char *addr, error *err) {
     struct sockaddr_un sa = {.sun_family = AF_UNIX};
     const char *path = addr + strlen(UNIX_SCHEME);
@@ -142,8 +151,12 @@ static status open_unix(admin *a, const char *addr, error *err) {
                          sizeof sa.sun_path - 1);
     snprintf(sa.sun_path, sizeof sa.sun_path, "%s", path);
     snprintf(a->address, sizeof a->address, "%s", addr);
-    /* A socket that an earlier process left behind would be in the way; other files stay. */
-    if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode)) unlink(path);
+    /* A socket that an earlier process left behind would be in the way; other files stay, and so
+     * does a socket that answers. */
+    if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode)) {
+        if (answers(&sa)) return error_set(err, E_IO, "%s is in use (admin.listen)", addr);
+        unlink(path);
+    }
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd >= 0 && bind(fd, (struct sockaddr *)&sa, sizeof sa) == 0 && listen(fd, BACKLOG) == 0) {
         a->socket_path = a->address + strlen(UNIX_SCHEME);

@@ -109,12 +109,14 @@ static void read_request_id(call *c) {
     c->request_id[len] = '\0';
 }
 
+enum { NEVER_S = 50 * 365 * 86400 };
 static void read_deadline(call *c) {
     c->arrival_ns = clock_now_ns();
     c->deadline_ns = TIME_NEVER;
     const gpr_timespec d = c->i_method == RPC_GENERIC ? c->details.deadline : c->deadline;
     if (gpr_time_cmp(d, gpr_inf_future(d.clock_type)) == 0) return;
     const gpr_timespec left = gpr_time_sub(d, gpr_now(d.clock_type));
+    if (left.tv_sec > NEVER_S) return; /* the largest timeout on the wire overflows nanoseconds */
     c->deadline_ns = c->arrival_ns + left.tv_sec * NS_PER_S + left.tv_nsec;
 }
 

@@ -97,7 +97,11 @@ static status check_sampling(const Inferd__V1__Sampling *m, const codec_limits *
     out->top_k = m->top_k > (uint32_t)l->n_vocab ? 0 : (int)m->top_k; /* beyond: off */
     out->top_p = m->top_p;
     out->min_p = m->min_p;
-    out->repetition_penalty = m->repetition_penalty;
+    /* Below this a penalised logit overflows to infinity; at it, it already outweighs all others.
+     */
+    out->repetition_penalty = m->repetition_penalty > 0 && m->repetition_penalty < 1e-30f
+                                  ? 1e-30f
+                                  : m->repetition_penalty;
     out->frequency_penalty = m->frequency_penalty;
     out->presence_penalty = m->presence_penalty;
     out->seed = m->seed;

@@ -271,6 +271,10 @@ engine *load_engine(loader *l) {
     return l->engine;
 }
 
+void load_stop_engine(loader *l) {
+    if (l && atomic_load(&l->done)) engine_stop(l->engine);
+}
+
 void load_close(loader *l) {
     if (!l) return;
     pthread_join(l->thread, NULL);

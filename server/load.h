@@ -26,6 +26,9 @@ BASE_MUST_USE status load_open(const load_options *o, server *s, int signal_when
 /* False while loading. *result OK: the server serves. Else err and *exit_code say why not. */
 bool load_done(loader *l, status *result, error *err, int *exit_code);
 engine *load_engine(loader *l); /* after it was done and OK */
+/* The engine makes no callback after this: before server_close. NULL is legal, a load that failed
+ * too. */
+void load_stop_engine(loader *l);
 /* After server_close. Waits for the thread. NULL is legal. */
 void load_close(loader *l);
 #endif

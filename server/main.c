@@ -154,6 +154,8 @@ static int run(const config *c, const sigset_t *signals) {
 fail:
     refuse(code, err.text);
 done:
+    watchdog_hurry(w);
+    load_stop_engine(l); /* no callback after this; should it hang, the watchdog ends it all */
     watchdog_close(w);
     admin_close(a);
     server_close(s); /* before the engine: ending calls need it */

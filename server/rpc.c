@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <grpc/grpc_security.h>
+#include <limits.h>
 #if defined(__has_include) && __has_include(<grpc/credentials.h>)
 #include <grpc/credentials.h>
 #endif
@@ -97,7 +98,7 @@ static void arg_int(arg_list *l, const char *key, int value) {
         (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
 }
 
-enum { DESCRIPTORS_KEPT = 256, CONNECTIONS_MAX = 65536 };
+enum { DESCRIPTORS_KEPT = 256, CONNECTIONS_MAX = 65536, KEEPALIVE_TIMEOUT_MS = 10000 };
 
 /* Excess connections are closed at once by a current core; 1.51 knows no such limit, and never
  * accepts again after it ran out of descriptors once. */
@@ -126,12 +127,12 @@ static void fill_args(const server_options *o, arg_list *l) {
     arg_int(l, "grpc.http2.max_pings_without_data", 0);
     if (o->keepalive_s > 0) {
         arg_int(l, "grpc.keepalive_time_ms", clamp_ms(o->keepalive_s));
-        arg_int(l, "grpc.keepalive_timeout_ms", 10000);
+        arg_int(l, "grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS);
         arg_int(l, "grpc.keepalive_permit_without_calls", 1);
     }
     if (o->max_connection_age_s > 0) {
         arg_int(l, "grpc.max_connection_age_ms", clamp_ms(o->max_connection_age_s));
-        arg_int(l, "grpc.max_connection_age_grace_ms", clamp_ms(o->max_connection_age_s));
+        arg_int(l, "grpc.max_connection_age_grace_ms", INT_MAX); /* its calls finish */
     }
 }
 
@@ -197,7 +198,8 @@ static int n_threads_of(const server_options *o) {
         n = sysconf(_SC_NPROCESSORS_ONLN);
         n = n < 1 ? 1 : n > 4 ? 4 : n;
     }
-    return n > RPC_THREADS_MAX ? RPC_THREADS_MAX : (int)n;
+    assert(n <= RPC_THREADS_MAX); /* the configuration's range */
+    return (int)n;
 }
 
 status rpc_open(server *s, rpc **out, error *err) {

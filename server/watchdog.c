@@ -12,13 +12,14 @@
 /* The limits are promises to whoever watches from outside, so what comes after the judgement is
  * taken off before: NOTICE_MS until it is judged and the health service's next sweep has told it,
  * and the last words before the exit. */
-enum { PERIOD_MS = 100, NOTICE_MS = 250, MEAN_STEPS = 20, LAST_WORDS_MS = 1000 };
+enum { PERIOD_MS = 100, NOTICE_MS = 250, MEAN_STEPS = 20, LAST_WORDS_MS = 1000, END_STEPS = 4 };
 
 struct watchdog {
     server *server;
     engine *engine;
     int64_t not_ready_ns, exit_ns;
     _Atomic bool stop;
+    _Atomic int64_t end_by_ns; /* CLOCK_MONOTONIC; TIME_NEVER: it need not end */
     pthread_t thread;
     bool stalled;
 };
@@ -53,7 +54,8 @@ static void judge(watchdog *w) {
     int64_t limit_ns = MEAN_STEPS * mean_ns;
     if (limit_ns > w->exit_ns / 2) limit_ns = w->exit_ns / 2;
     if (limit_ns < w->not_ready_ns) limit_ns = w->not_ready_ns;
-    if (age_ns > w->exit_ns) end_process(w, REFUSE_STALLED, EXIT_WATCHDOG);
+    if (age_ns > w->exit_ns || clock_now_ns() > atomic_load(&w->end_by_ns))
+        end_process(w, REFUSE_STALLED, EXIT_WATCHDOG);
     const bool stalled = age_ns > limit_ns;
     if (stalled == w->stalled) return;
     w->stalled = stalled;
@@ -87,6 +89,7 @@ status watchdog_open(server *s, int not_ready_s, int exit_s, watchdog **out, err
     }
     w->server = s;
     w->engine = m.engine;
+    atomic_init(&w->end_by_ns, TIME_NEVER);
     w->not_ready_ns = ahead(not_ready_s, NOTICE_MS);
     w->exit_ns = ahead(exit_s, LAST_WORDS_MS + NOTICE_MS);
     if (pthread_create(&w->thread, NULL, watchdog_main, w) != 0) {
@@ -95,6 +98,14 @@ status watchdog_open(server *s, int not_ready_s, int exit_s, watchdog **out, err
     }
     *out = w;
     return OK;
+}
+
+void watchdog_hurry(watchdog *w) {
+    if (!w) return;
+    const int64_t steps_ns =
+        END_STEPS *
+        atomic_load_explicit(&server_metrics(w->server)->step_ns_mean, memory_order_relaxed);
+    atomic_store(&w->end_by_ns, clock_now_ns() + (steps_ns > NS_PER_S ? steps_ns : NS_PER_S));
 }
 
 void watchdog_close(watchdog *w) {

@@ -15,5 +15,8 @@ enum { EXIT_DEVICE_FAULT = 6, EXIT_WATCHDOG = 7 };
 /* Judges from now on; s must have its model. Ends the process itself by _exit. */
 BASE_MUST_USE status watchdog_open(server *s, int not_ready_s, int exit_s, watchdog **out,
                                    error *err);
+/* From now on the engine has a second, or a few of its steps, to end: else as after exit_s. NULL is
+ * legal. */
+void watchdog_hurry(watchdog *w);
 void watchdog_close(watchdog *w); /* NULL is legal */
 #endif

@@ -108,6 +108,8 @@ static void companions(const char *name, char *argv[], int *argc) {
         argv[(*argc)++] = "--set", argv[(*argc)++] = "server.tls.cert=c";
     if (strcmp(name, "server.tls.key") != 0 && strncmp(name, "server.tls", 10) == 0)
         argv[(*argc)++] = "--set", argv[(*argc)++] = "server.tls.key=k";
+    if (strcmp(name, "server.drain_delay_s") == 0)
+        argv[(*argc)++] = "--set", argv[(*argc)++] = "server.drain_s=86400";
     if (strcmp(name, "watchdog.not_ready_s") == 0)
         argv[(*argc)++] = "--set", argv[(*argc)++] = "watchdog.exit_s=3600";
 }
@@ -370,6 +372,7 @@ static const struct {
     {"[[[[[[[[[[[[[[[[[[[", "lists are not taken"},
     {"server:\n  tls:\n    cert: a.pem\n", ":3: server.tls.cert needs server.tls.key"},
     {"server:\n  tls:\n    client_ca: a.pem\n", ":3: server.tls.client_ca needs server.tls.cert"},
+    {"server:\n  drain_delay_s: 9\n  drain_s: 8\n", ":3: server.drain_s must not be below"},
     {"watchdog:\n  not_ready_s: 9\n  exit_s: 8\n", ":3: watchdog.exit_s must not be below"},
     {"engine:\n  kv_blocks: 9\n  kv_memory_bytes: 8\n", "engine.kv_blocks and engine.kv_memory"},
 };

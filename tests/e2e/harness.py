@@ -27,13 +27,13 @@ GOLDENS = pathlib.Path(os.environ.get("INFERD_GOLDENS", ROOT.parent / "shared/go
 INFERD, INFERCTL = BUILD / "inferd", BUILD / "inferctl"
 
 
-def _sanitizer():
+def _option(name):
     cache = BUILD / "CMakeCache.txt"
-    found = re.search(r"^INFERD_SANITIZE:\w+=(.*)$", cache.read_text(), re.M) if cache.exists() else None
+    found = re.search(rf"^{name}:\w+=(.*)$", cache.read_text(), re.M) if cache.exists() else None
     return found.group(1) if found else ""
 
 
-SANITIZER = _sanitizer()
+SANITIZER, FAULTS = _option("INFERD_SANITIZE"), _option("INFERD_FAULTS") == "ON"
 SLOW = {"": 1, "thread": 12}.get(SANITIZER, 6)  # factor on time limits: sanitizers cost that much
 BRIEF = SLOW > 1  # fewer rounds
 

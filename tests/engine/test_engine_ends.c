@@ -362,6 +362,40 @@ START_TEST(closing_ends_what_runs) {
 }
 END_TEST
 
+static void count_step(void *ctx, const step_report *r) {
+    (void)r;
+    atomic_fetch_add((atomic_int *)ctx, 1);
+}
+
+/* After engine_stop there is no callback, whatever was in flight; the rest stays legal. */
+START_TEST(a_stopped_engine_is_silent) {
+    engine_options o = client_options(32, 64);
+    atomic_int n_calls = 0;
+    o.on_step = count_step;
+    o.on_step_ctx = &n_calls;
+    engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 2000}, &o, CONTEXT);
+    client c;
+    client_init(&c, 50, 0, 1);
+    c.request.ignore_eos = true;
+    ck_assert_int_eq(engine_submit(e, &c.request), OK);
+    nanosleep(&(struct timespec){.tv_nsec = (_i % 10) * 700000L}, NULL);
+    engine_stop(e);
+    ck_assert(c.ended && c.end == END_DRAINING);
+    const int n = atomic_load(&n_calls);
+    client_reset(&c);
+    ck_assert_int_eq(engine_submit(e, &c.request), E_STATE);
+    engine_wake(e);
+    engine_stats s;
+    engine_read_stats(e, &s);
+    ck_assert_uint_eq(s.running + s.waiting, 0);
+    nanosleep(&(struct timespec){.tv_nsec = 5000000L}, NULL);
+    engine_stop(e);
+    engine_close(e);
+    ck_assert_int_eq(atomic_load(&n_calls), n);
+    client_deinit(&c);
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("engine_ends");
     tcase_set_timeout(tc, 240);
@@ -376,5 +410,6 @@ int main(void) {
     tcase_add_loop_test(tc, heartbeat_and_busy, 0, 2);
     tcase_add_loop_test(tc, the_rate_is_of_working_time, 0, 2);
     tcase_add_loop_test(tc, closing_ends_what_runs, 0, 10);
+    tcase_add_loop_test(tc, a_stopped_engine_is_silent, 0, 10);
     return check_run("engine_ends", tc);
 }

@@ -102,6 +102,22 @@ START_TEST(a_hung_engine_ends_the_process) {
 }
 END_TEST
 
+/* Hung when it is told to end: long before EXIT_S would be over. */
+static void body_hurry(void) {
+    rig r;
+    if (!rig_open(&r)) _exit(50);
+    watchdog_hurry(r.watchdog);
+    sleep_ms(10000);
+}
+
+START_TEST(an_engine_that_does_not_end_is_not_waited_for) {
+    int took_ms;
+    ck_assert_int_eq(exit_code_of(body_hurry, &took_ms), EXIT_WATCHDOG);
+    ck_assert_int_ge(took_ms, 1900); /* its second, and the last words */
+    ck_assert_int_lt(took_ms, 8000);
+}
+END_TEST
+
 static void body_fault(void) {
     rig r;
     if (!rig_open(&r)) _exit(50);
@@ -141,6 +157,7 @@ int main(void) {
     TCase *t = tcase_create("all");
     tcase_set_timeout(t, 60);
     tcase_add_test(t, a_hung_engine_ends_the_process);
+    tcase_add_test(t, an_engine_that_does_not_end_is_not_waited_for);
     tcase_add_test(t, a_device_fault_ends_the_process_within_2_s);
     tcase_add_test(t, a_quiet_engine_is_left_alone);
     suite_add_tcase(s, t);
