@@ -15,6 +15,7 @@ and the server logged no engine_not_moving.
 import argparse
 import asyncio
 import os
+import pathlib
 import random
 import sys
 import threading
@@ -152,16 +153,19 @@ def busy(o):
         start = time.monotonic()
         done, burst = asyncio.run(busy_load(s, o, looks))
         minutes = (time.monotonic() - start) / 60
-        alarms, steps = len(s.events("engine_not_moving")), s.status().generated_tokens
+        alarms, steps = s.events("engine_not_moving"), s.status().generated_tokens
+        tasks = pathlib.Path(f"/proc/{s.process.pid}/task").glob("*/schedstat")
+        ran, waited = (sum(v) / 1e9 for v in zip(*(map(int, t.read_text().split()[:2]) for t in tasks)))
         core = core_of(s)
     wrong = [x for x in looks if x != SERVING]
     print(f"core {core}; {minutes:.1f} minutes: {len(done)} streams one after another, {len(burst)} in bursts, {steps} tokens, "
           f"{codes(done + burst)}")
-    print(f"{len(looks)} looks at readiness and liveness: {len(wrong)} not SERVING; engine_not_moving logged: {alarms}")
+    print(f"{len(looks)} looks at readiness and liveness: {len(wrong)} not SERVING; engine_not_moving logged: {len(alarms)}")
+    print(f"the server's threads ran for {ran:.0f} s and waited for a core for {waited:.0f} s", *alarms, sep="\n")
     print(f"first token p99 {percentile([x.first - x.start for x in done + burst if x.first], 99):.2f} s")
     failures = [] if not wrong else [f"{len(wrong)} looks were not SERVING: {wrong[:5]}"]
     if alarms:
-        failures.append(f"{alarms} false alarms")
+        failures.append(f"{len(alarms)} false alarms")
     if any(not x.ok for x in done + burst):
         failures.append("streams failed")
     return verdict(failures)
