@@ -68,7 +68,7 @@ struct engine_request {
     int max_tokens; /* 0: until the context (or engine limit) is full */
     int min_tokens; /* before it end-of-sequence and stop ids are not drawn */
     int n_choices;  /* 1..LIMIT_CHOICES */
-    int priority;   /* higher first among the waiting */
+    int priority;   /* higher first among the waiting of its account */
     float temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty;
     int top_k;
     uint64_t

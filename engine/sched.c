@@ -9,8 +9,11 @@
  */
 enum { AGE_BITS = 52, CHOICE_BITS = 3, OUTPUT_GUESS = 64 };
 
-static uint64_t running_rank(const sequence *q) {
-    return (uint64_t)(LIMIT_PRIORITY - q->group->request->priority) << AGE_BITS | q->age;
+/* Whoever has an account does not push out the others by a number of its own choosing. */
+static uint64_t running_rank(const sched *s, const sequence *q) {
+    const bool shared = q->group->account == &s->account[0];
+    const int priority = shared ? q->group->request->priority : 0;
+    return (uint64_t)(LIMIT_PRIORITY - priority) << AGE_BITS | q->age;
 }
 
 /* Deadlines are ordered by class, not by time: an early arrival keeps its place among its like. */
@@ -72,7 +75,11 @@ void sched_emit(sched *s, seq_group *g, const engine_event *event) {
 }
 
 /* Waiting groups are those of which nothing runs. */
-static void count_waiting(sched *s, const seq_group *g, int sign) {
+/* One that was pushed out because its own reader is slow takes no place in the queue. */
+static void count_waiting(sched *s, seq_group *g, int sign) {
+    const bool counts = sign > 0 ? !g->parked : g->waits;
+    g->waits = sign > 0 && counts;
+    if (!counts) return;
     s->n_groups_waiting += sign;
     if (sign > 0)
         s->waiting_tokens += (uint64_t)g->n_prompt;
@@ -109,7 +116,7 @@ void sched_start(sched *s, sequence *q, int64_t now_ns) {
     s->running[s->n_running++] = q;
     s->sorted = false;
     q->state = SEQ_RUNNING;
-    q->rank = running_rank(q);
+    q->rank = running_rank(s, q);
     g->account->n_running++;
     if (g->n_running++ == 0) count_waiting(s, g, -1);
     if (g->started) return;
@@ -147,7 +154,9 @@ void sched_release(sched *s, sequence *q) {
 
 void sched_preempt(sched *s, sequence *q, bool own_fault) {
     assert(q->state == SEQ_RUNNING && q->n_pending == 0 && q->n_scored_planned == q->n_scored);
+    q->group->parked = own_fault;
     leave_running(s, q);
+    q->group->parked = false;
     sched_release(s, q);
     q->n_computed = q->n_planned = q->n_published = 0;
     q->chain = q->group->root;

@@ -6,15 +6,17 @@
  *             ^---- preempt ----'
  *
  * Invariants
- *  1. Waiting order: priority, then preempted before new, then the account (tenant) that has had
- *     the fewest tokens, then deadline class, then arrival.
- *  2. Running order: the oldest of all, then priority, then arrival. Blocks are given in that
- *     order; a sequence may only push out later ones. The oldest never yields.
+ *  1. Waiting order within an account (a tenant): priority, then preempted before new, then
+ *     deadline class, then arrival. Between accounts: preempted before new, then the one that has
+ *     had the fewest tokens, then arrival.
+ *  2. Running order: the oldest of all, then priority (of those without an account: else one
+ *     tenant could push out the others), then arrival. Blocks are given in that order; a sequence
+ *     may only push out later ones. The oldest never yields.
  *  3. A sequence without a row's block keeps what it has and sits the step out.
  *  4. After LIMIT_PREEMPTIONS_BEFORE_PIN preemptions it comes back only when all it may still need
  *     can be set aside, and then runs to its end.
  *  5. A request whose reader is slow (paused) gets no rows, and yields its place and blocks to
- *     whoever needs them.
+ *     whoever needs them; meanwhile it takes no place in the queue either.
  *  6. Nothing of a sequence with rows in flight is given away.
  *  7. While a sequence with penalties waits for a result nothing is planned ahead.
  *  8. Blocks are published to the prefix cache only after a finite logits row has attended to them.

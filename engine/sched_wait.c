@@ -69,12 +69,13 @@ void sched_dequeue(sched *s, sequence *q) {
     if (a->first == NULL) account_unlink(s, a);
 }
 
-/* The deadline class does not count between accounts: else one could pass the others by it. */
+/* Between accounts neither priority nor deadline class counts: each could pass the others by
+ * numbers of its own choosing. */
 static bool goes_before(const sequence *a, const sequence *b) {
-    const int below = AGE_BITS + CLASS_BITS;
-    const uint64_t served_a = a->group->account->served, served_b = b->group->account->served;
-    if (a->rank >> below != b->rank >> below) return a->rank < b->rank;
-    return served_a != served_b ? served_a < served_b : a->rank < b->rank;
+    const sched_account *of_a = a->group->account, *of_b = b->group->account;
+    if (of_a == of_b) return a->rank < b->rank;
+    if ((a->preemptions == 0) != (b->preemptions == 0)) return a->preemptions > 0;
+    return of_a->served != of_b->served ? of_a->served < of_b->served : a->age < b->age;
 }
 
 sequence *sched_next_waiting(const sched *s) {

@@ -233,8 +233,15 @@ static bool check_gone(sim *s) {
         if (s->stopped_for[i] > 0) return broken(s, "stopped and still there", i);
         if (s->now_ns >= c->request.deadline_ns) return broken(s, "expired and still there", i);
     }
-    for (const seq_group *g = s->sched.live.next; g != &s->sched.live; g = g->next)
-        waiting += g->request != NULL && g->n_running == 0;
+    for (const seq_group *g = s->sched.live.next; g != &s->sched.live; g = g->next) {
+        int own_fault = 0; /* pushed out while its reader was slow */
+        for (int c = 0; c < g->n_choices; c++)
+            own_fault += g->seq[c].preemptions - g->seq[c].n_pushed_out;
+        const bool waits = g->request != NULL && g->n_running == 0;
+        if (g->waits != waits && !(waits && own_fault > 0))
+            return broken(s, "waits, but is not counted, or the reverse", (int)g->arrival);
+        waiting += g->waits;
+    }
     if (waiting != s->sched.n_groups_waiting) return broken(s, "waiting count differs", waiting);
     return true;
 }

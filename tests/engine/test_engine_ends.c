@@ -180,6 +180,9 @@ START_TEST(a_paused_request_yields) {
         ck_assert(client_wait(&c[i]));
         ck_assert_int_eq(c[i].out[0].n, 60);
     }
+    engine_stats stats;
+    engine_read_stats(e, &stats);
+    ck_assert_uint_eq(stats.waiting, 0); /* those pushed out take no place in the queue */
     for (int i = 0; i < STALLED; i++) {
         ck_assert(!client_ended(&c[i]));
         c[i].hook_arg = -1;

@@ -123,7 +123,7 @@ END_TEST
 
 typedef struct bench {
     sim s;
-    int n;
+    int account; /* of the next that are added */
 } bench;
 
 static void bench_open(bench *b, int max_sequences, int kv_blocks) {
@@ -144,6 +144,7 @@ static client *bench_add(bench *b, int n_prompt, int max_tokens, int priority, i
     client_init(c, n_prompt, max_tokens, (unsigned)b->s.n_arrived);
     c->request.ignore_eos = true;
     c->request.priority = priority;
+    c->request.account = b->account;
     if (in_ms > 0) c->request.deadline_ns = b->s.now_ns + in_ms * NS_PER_MS;
     c->request.priv.arrival_ns = b->s.now_ns;
     ck_assert_int_eq(seq_group_open(&c->request, &b->s.limits, &g), OK);
@@ -153,17 +154,8 @@ static client *bench_add(bench *b, int n_prompt, int max_tokens, int priority, i
 }
 
 static client *bench_add_for(bench *b, int n_prompt, int max_tokens, int account, int64_t in_ms) {
-    client *c = &b->s.client[b->s.n_arrived++];
-    seq_group *g;
-    client_init(c, n_prompt, max_tokens, (unsigned)b->s.n_arrived);
-    c->request.ignore_eos = true;
-    c->request.account = account;
-    if (in_ms > 0) c->request.deadline_ns = b->s.now_ns + in_ms * NS_PER_MS;
-    c->request.priv.arrival_ns = b->s.now_ns;
-    ck_assert_int_eq(seq_group_open(&c->request, &b->s.limits, &g), OK);
-    c->request.priv.sequences = g;
-    sched_add(&b->s.sched, g);
-    return c;
+    b->account = account;
+    return bench_add(b, n_prompt, max_tokens, 0, in_ms);
 }
 
 /* One step at depth 1; the plan stays readable in plan[0]. */
@@ -268,6 +260,33 @@ START_TEST(turns_go_before_deadline_classes) {
     ck_assert_int_eq(order[3], 1); /* account 2's turn, and of it the one in a hurry */
     ck_assert_int_lt(order[1], order[5]);
     ck_assert_int_lt(order[2], order[6]);
+    sim_close(&b.s);
+}
+END_TEST
+
+/* Nor by priorities, waiting or running; among its own they do count. */
+START_TEST(turns_go_before_priorities) {
+    bench b;
+    bench_open(&b, 1, 64);
+    client *c[7];
+    int order[7];
+    c[0] = bench_add_for(&b, 40, 10, 1, 0);
+    bench_step(&b);
+    for (int i = 1; i < 4; i++) b.account = 2, c[i] = bench_add(&b, 40, 10, i == 3 ? 5 : 0, 0);
+    for (int i = 4; i < 7; i++) b.account = 1, c[i] = bench_add(&b, 40, 10, 100, 0);
+    bench_order(&b, c, 7, order);
+    ck_assert_int_eq(order[3], 1);
+    ck_assert_int_lt(order[1], order[5]);
+    ck_assert_int_lt(order[2], order[6]);
+    sim_close(&b.s);
+
+    bench_open(&b, 4, 13); /* as in who_yields: the youngest goes first, whatever it says */
+    for (int i = 0; i < 4; i++) b.account = 1 + i, c[i] = bench_add(&b, 40, 60, 30 * i, 0);
+    const seq_group *last = c[3]->request.priv.sequences, *other = c[2]->request.priv.sequences;
+    while (last->preemptions == 0) bench_step(&b);
+    ck_assert_int_eq(other->preemptions, 0);
+    while (!c[0]->ended || !c[1]->ended || !c[2]->ended || !c[3]->ended) bench_step(&b);
+    for (int i = 0; i < 2; i++) ck_assert_int_eq(c[i]->preemptions, 0);
     sim_close(&b.s);
 }
 END_TEST
@@ -493,6 +512,7 @@ int main(void) {
     tcase_add_test(tc, the_gone_have_had_nothing);
     tcase_add_test(tc, the_hopeless_do_not_take_a_place);
     tcase_add_test(tc, turns_go_before_deadline_classes);
+    tcase_add_test(tc, turns_go_before_priorities);
     tcase_add_test(tc, who_lacks_its_share_is_passed_by);
     tcase_add_test(tc, an_account_takes_from_its_own);
     tcase_add_test(tc, a_lowered_bound_stops_nobody);
