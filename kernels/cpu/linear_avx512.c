@@ -168,10 +168,17 @@ VEC_INLINE void code_tile(pack_codes codes, pack_scales kind, int zero, const pa
     }
 }
 
+/* Once a weight type, so that the compiler sees its constants; under sanitizers once for all, or
+ * compiling takes minutes. */
+#if defined(__SANITIZE_ADDRESS__)
+#define PER_TYPE static __attribute__((noinline))
+#else
+#define PER_TYPE VEC_INLINE
+#endif
+
 /* Panels [p0, p1), at most 4; the same number follows when more. */
-VEC_INLINE void four_panels(pack_codes codes, pack_scales kind, int zero, const pack *w,
-                            const act *a, int p0, int p1, bool more, int t0, int n_t,
-                            const linear_out *o) {
+PER_TYPE void four_panels(pack_codes codes, pack_scales kind, int zero, const pack *w, const act *a,
+                          int p0, int p1, bool more, int t0, int n_t, const linear_out *o) {
     const uint8_t *first = w->data + (size_t)p0 * w->panel_bytes;
     const size_t next = more ? (size_t)(p1 - p0) * w->panel_bytes : 0;
     const bool streams = n_t <= PREFETCH_ROWS_MAX;
