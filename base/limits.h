@@ -27,6 +27,8 @@
 #define LIMIT_ARENA_SLACK_BYTES     (64u << 10)
 #define LIMIT_OUTBOX_BYTES          (64u << 10) /* undelivered output kept per call */
 #define LIMIT_SLOW_READER_S         30
+#define LIMIT_REPLY_BYTES           (32u << 20)  /* a unary reply; what final_only gathers */
+#define LIMIT_REPLIES_BYTES         (128u << 20) /* unary replies that no client has taken yet */
 
 /* Chat templates */
 #define LIMIT_TEMPLATE_BYTES        (256u << 10)

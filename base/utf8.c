@@ -116,6 +116,13 @@ size_t utf8_complete_prefix(const char *s, size_t len) {
     return len;
 }
 
+void utf8_copy(char *out, size_t bytes, const char *s) {
+    size_t n = strnlen(s, bytes);
+    if (n == bytes) n = utf8_complete_prefix(s, bytes - 1);
+    memcpy(out, s, n);
+    out[n] = '\0';
+}
+
 size_t utf8_sanitise(const char *s, size_t len, char *out) {
     size_t n = 0;
     for (size_t i = 0; i < len;) {

@@ -24,6 +24,9 @@ size_t utf8_put(uint32_t cp, char out[4]);
  * end (at most 3 bytes are held back). */
 size_t utf8_complete_prefix(const char *s, size_t len);
 
+/* Copies the NUL-terminated s to out, cut before a character that does not fit into bytes - 1. */
+void utf8_copy(char *out, size_t bytes, const char *s);
+
 /* Copies s to out, each maximal invalid part becoming U+FFFD. out must hold 3 * len bytes. Returns
  * bytes written. */
 size_t utf8_sanitise(const char *s, size_t len, char *out);

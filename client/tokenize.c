@@ -34,6 +34,8 @@ static int build(const cli *c, const input_options *in, arena *a, Inferd__V1__To
         r->input_case = INFERD__V1__TOKENIZE_REQUEST__INPUT_CHAT;
         return request_build_chat(c, in, a, &r->chat);
     }
+    if (in->tools_file || in->no_generation_prompt)
+        return cli_usage_error(c, "--tools and --no-generation-prompt need a chat: add --chat");
     size_t bytes;
     char *text = cli_read_input(c, 0, &bytes);
     if (!text) return CLI_USAGE;

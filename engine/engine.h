@@ -13,14 +13,15 @@
 typedef struct engine engine;
 typedef struct engine_request engine_request;
 
-typedef enum finish_reason { /* values of inferd.v1.FinishReason */
-                             FINISH_NONE = 0,
-                             FINISH_STOP_TOKEN = 1,
-                             FINISH_STOP_STRING = 2,
-                             FINISH_MAX_TOKENS = 3,
-                             FINISH_CONTEXT_FULL = 4,
-                             FINISH_TIME_LIMIT = 5,
-                             FINISH_ABORTED = 6
+/* Values of inferd.v1.FinishReason. */
+typedef enum finish_reason {
+    FINISH_NONE = 0,
+    FINISH_STOP_TOKEN = 1,
+    FINISH_STOP_STRING = 2,
+    FINISH_MAX_TOKENS = 3,
+    FINISH_CONTEXT_FULL = 4,
+    FINISH_TIME_LIMIT = 5,
+    FINISH_ABORTED = 6
 } finish_reason;
 
 typedef enum request_phase { PHASE_WAITING, PHASE_PREFILL, PHASE_DECODE } request_phase;

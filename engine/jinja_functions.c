@@ -97,7 +97,8 @@ jinja_value jinja_function_call(jinja *x, int function, const jinja_args *a) {
     default: { /* raise_exception */
         const jinja_value text = jinja_to_string(x, jinja_arg(a, 0, "message"));
         if (x->st != OK) return text;
-        const size_t n = text.u.s->len < ERROR_TEXT_MAX ? text.u.s->len : ERROR_TEXT_MAX - 1;
+        size_t n = text.u.s->len;
+        if (n >= ERROR_TEXT_MAX) n = utf8_complete_prefix(text.u.s->s, ERROR_TEXT_MAX - 1);
         return jinja_fail(x, E_INVAL, "%.*s", (int)n, text.u.s->s);
     }
     }

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/limits.h"
+#include "base/utf8.h"
 
 enum { LINE_BYTES = 1024 };
 
@@ -21,9 +22,10 @@ struct tenant {
     tenant *next;
     pthread_mutex_t lock;                                        /* guards the rest */
     uint64_t streams_max, waiting_tokens_max, tokens_per_minute; /* 0: no limit */
-    uint64_t streams, prompt_tokens;
-    int kv_percent; /* 0: the default */
-    int account;    /* 1..LIMIT_ACCOUNTS, its own for ever */
+    uint64_t streams, prompt_tokens;                             /* of calls that the engine has */
+    uint64_t ending; /* calls whose last output is not taken yet */
+    int kv_percent;  /* 0: the default */
+    int account;     /* 1..LIMIT_ACCOUNTS, its own for ever */
     const auth *auth;
     double minute_tokens_left; /* a bucket that refills at tokens_per_minute */
     int64_t refilled_ns;
@@ -67,6 +69,11 @@ static bool id_of(const char *name, size_t len, uint64_t *out) {
     return true;
 }
 
+static void keep_name(char out[TENANT_NAME_BYTES + 1], const char *name, size_t len) {
+    if (len > TENANT_NAME_BYTES) len = utf8_complete_prefix(name, TENANT_NAME_BYTES);
+    snprintf(out, TENANT_NAME_BYTES + 1, "%.*s", (int)len, name);
+}
+
 /* Under the lock. A longer name is kept cut; it is told apart by its id. */
 static tenant *tenant_of(auth *a, const char *name, size_t len) {
     uint64_t id;
@@ -82,8 +89,7 @@ static tenant *tenant_of(auth *a, const char *name, size_t len) {
     }
     t->id = id;
     t->auth = a;
-    snprintf(t->name, sizeof t->name, "%.*s",
-             (int)(len < sizeof t->name ? len : sizeof t->name - 1), name);
+    keep_name(t->name, name, len);
     t->account = ++a->n_accounts;
     t->next = a->tenants;
     a->tenants = t;
@@ -155,7 +161,7 @@ typedef struct entry {
 
 typedef struct entry_list {
     size_t n;
-    entry entry[AUTH_TOKENS_MAX];
+    entry entry[AUTH_TOKENS_MAX + 1]; /* the last one tells that there are too many */
 } entry_list;
 
 /* One line into *out; NULL: good, else what is wrong. A blank line leaves *used false. */
@@ -187,11 +193,13 @@ static status read_file(const char *path, entry_list *list, error *err) {
         n_line++;
         if (!strchr(line, '\n') && !feof(f))
             wrong = "the line is too long";
-        else if (list->n == AUTH_TOKENS_MAX)
-            wrong = "too many tokens";
         else
             wrong = read_line(line, &list->entry[list->n], &used);
-        if (!wrong && used) list->n++;
+        if (wrong || !used) continue;
+        if (list->n == AUTH_TOKENS_MAX)
+            wrong = "too many tokens";
+        else
+            list->n++;
     }
     const bool broken = ferror(f) != 0;
     fclose(f);
@@ -334,20 +342,20 @@ bool auth_check(auth *a, const char *header, size_t len, identity *out) {
     return good;
 }
 
-void auth_certificate(auth *a, const char *name, size_t len, identity *out) {
+bool auth_certificate(auth *a, const char *name, size_t len, identity *out) {
     *out = (identity){.id = 0};
-    if (!id_of(name, len, &out->id)) return;
-    snprintf(out->name, sizeof out->name, "%.*s",
-             (int)(len < sizeof out->name ? len : sizeof out->name - 1), name);
+    if (len == 0 || !id_of(name, len, &out->id)) return false;
+    keep_name(out->name, name, len);
     pthread_rwlock_rdlock(&a->lock);
     out->tenant = tenant_find(a, out->id);
     pthread_rwlock_unlock(&a->lock);
-    if (out->tenant) return;
+    if (out->tenant) return true;
     pthread_rwlock_wrlock(&a->lock);
     const int before = a->n_accounts;
     out->tenant = tenant_of(a, name, len);
     if (a->n_accounts > before) atomic_fetch_add(&a->n_tenants, 1);
     pthread_rwlock_unlock(&a->lock);
+    return true;
 }
 
 /* --- limits --- */
@@ -361,11 +369,19 @@ static void refill(tenant *t, int64_t now_ns) {
     t->refilled_ns = now_ns;
 }
 
+/* A client that has its last message may send the next request before we know that it has: so ended
+ * calls count apart, or one stream at a time could not be kept. */
+static bool holds_all(const tenant *t, uint64_t calls_max) {
+    return t->streams >= calls_max || t->streams + t->ending >= 2 * calls_max;
+}
+
 static bool over_limits(const tenant *t, uint64_t prompt_tokens) {
     const uint64_t share = atomic_load(&t->auth->share);
-    if (share > 0 && atomic_load(&t->auth->n_tenants) > 1 && t->streams >= share) return true;
-    if (t->streams_max > 0 && t->streams >= t->streams_max) return true;
-    return t->waiting_tokens_max > 0 && t->prompt_tokens + prompt_tokens > t->waiting_tokens_max;
+    if (share > 0 && atomic_load(&t->auth->n_tenants) > 1 && holds_all(t, share)) return true;
+    if (t->streams_max > 0 && holds_all(t, t->streams_max)) return true;
+    /* Alone, a longer prompt may come: refused, it would be told to retry for ever. */
+    return t->waiting_tokens_max > 0 && t->prompt_tokens > 0 &&
+           t->prompt_tokens + prompt_tokens > t->waiting_tokens_max;
 }
 
 /* Blocks of the pool for t, at least one; 0: no bound. */
@@ -413,17 +429,28 @@ status tenant_admit(tenant *t, uint64_t prompt_tokens, uint64_t max_tokens, int6
     return e;
 }
 
-void tenant_release(tenant_charge *c, uint64_t used_tokens) {
+void tenant_end(tenant_charge *c, uint64_t used_tokens) {
     tenant *t = c->tenant;
-    if (!t) return;
+    if (!t || c->ended) return;
+    c->ended = true;
     pthread_mutex_lock(&t->lock);
     t->streams--;
+    t->ending++;
     t->prompt_tokens -= c->prompt_tokens;
     if (t->tokens_per_minute > 0 && c->minute_tokens > used_tokens) {
         t->minute_tokens_left += (double)(c->minute_tokens - used_tokens);
         if (t->minute_tokens_left > (double)t->tokens_per_minute)
             t->minute_tokens_left = (double)t->tokens_per_minute;
     }
+    pthread_mutex_unlock(&t->lock);
+}
+
+void tenant_release(tenant_charge *c, uint64_t used_tokens) {
+    tenant *t = c->tenant;
+    if (!t) return;
+    tenant_end(c, used_tokens);
+    pthread_mutex_lock(&t->lock);
+    t->ending--;
     pthread_mutex_unlock(&t->lock);
     c->tenant = NULL;
 }

@@ -4,8 +4,9 @@
  *
  *   sha256:<64 hex digits of the token's SHA-256> <tenant> [key=value]...
  *
- *   streams=N             Generate calls at a time
- *   waiting_tokens=N      prompt tokens of its waiting and running calls
+ *   streams=N             Generate calls at a time; as many again may be through but for their last
+ *                         output, which the client has not taken yet
+ *   waiting_tokens=N      prompt tokens of its waiting and running calls; one alone may have more
  *   tokens_per_minute=N   prompt + output tokens; max_tokens is charged at admission, the unused
  *                         rest given back
  *   kv_percent=N          of the KV pool's blocks, for what it runs; 1..100, without it the
@@ -57,20 +58,25 @@ void auth_set_pool(auth *a, int kv_blocks, int percent);
 
 /* header: the value of `authorization`, or NULL. Compares against every token, in constant time. */
 bool auth_check(auth *a, const char *header, size_t len, identity *out);
-/* Without tokens, under mTLS: name is the client certificate's common name; it is the tenant, with
- * a turn, a share of the queue and of the KV blocks like others, and no limits of its own. After
- * LIMIT_ACCOUNTS names further ones have no tenant: they share one turn. Any thread. */
-void auth_certificate(auth *a, const char *name, size_t len, identity *out);
+/* Without tokens, under mTLS: name is the client certificate's (server/call.c says which); it is the
+ * tenant, with a turn, a share of the queue and of the KV blocks like others, and no limits of its
+ * own. After LIMIT_ACCOUNTS names further ones have no tenant: they share one turn. False: there is
+ * no identity, and so the call must be refused. Any thread. */
+BASE_MUST_USE bool auth_certificate(auth *a, const char *name, size_t len, identity *out);
 
 /* What one Generate call takes from its tenant's limits. */
 typedef struct tenant_charge {
     tenant *tenant; /* NULL: nothing was charged */
     uint64_t prompt_tokens, minute_tokens;
     int account, account_blocks_max; /* for engine_request */
+    bool ended;                      /* tenant_end was called */
 } tenant_charge;
 /* E_FULL: a limit is reached; *retry_ms says when to come again. t NULL: OK, and account 0. */
 BASE_MUST_USE status tenant_admit(tenant *t, uint64_t prompt_tokens, uint64_t max_tokens,
                                   int64_t now_ns, tenant_charge *out, int *retry_ms);
-/* Ends the charge: used_tokens of prompt and output were really used. */
+/* The engine is done with the call: used_tokens of prompt and output were really used. The call's
+ * last output may still wait for its reader. */
+void tenant_end(tenant_charge *c, uint64_t used_tokens);
+/* The call is gone. Without tenant_end before, does that, too. */
 void tenant_release(tenant_charge *c, uint64_t used_tokens);
 #endif

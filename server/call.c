@@ -13,6 +13,10 @@
 #include "server/codec_request.h"
 #include "server/orca.h"
 #include "server/reflection.h"
+#include "server/tls.h"
+
+/* A URI in a certificate; a longer one is no name. */
+enum { CERTIFICATE_NAME_BYTES = 2048 };
 
 static void on_accepted(void *owner, bool ok);
 
@@ -57,7 +61,9 @@ void call_drop_request(call *c) {
 
 void call_release(call *c) {
     call_drop_request(c);
+    rpc_item_remove(&c->item);
     if (c->reply) grpc_byte_buffer_destroy(c->reply);
+    atomic_fetch_sub(&c->srv->reply_bytes, c->reply_bytes);
     for (size_t i = 0; i < c->n_trailers; i++) grpc_slice_unref(c->trailers[i].value);
     grpc_slice_unref(c->status_text);
     grpc_call_unref(c->rpc);
@@ -120,14 +126,42 @@ static void read_deadline(call *c) {
     c->deadline_ns = c->arrival_ns + left.tv_sec * NS_PER_S + left.tv_nsec;
 }
 
-/* mTLS without tokens: the certificate's common name is the tenant. */
-static void identify_by_certificate(call *c) {
-    grpc_auth_context *context = grpc_call_auth_context(c->rpc);
+static bool identify_by(call *c, grpc_auth_context *context, const char *property,
+                        const char *prefix) {
+    grpc_auth_property_iterator at = grpc_auth_context_find_properties_by_name(context, property);
+    const grpc_auth_property *p = grpc_auth_property_iterator_next(&at);
+    if (!p || p->value_length == 0) return false;
+    char name[CERTIFICATE_NAME_BYTES];
+    const size_t n = strlen(prefix);
+    if (p->value_length > sizeof name - n) return false; /* cut, it could be another's */
+    memcpy(name, prefix, n);
+    memcpy(name + n, p->value, p->value_length); /* with NULs, if it has any */
+    return auth_certificate(c->srv->auth, name, n + p->value_length, &c->who);
+}
+
+static bool identify_by_digest(call *c, grpc_auth_context *context) {
+    static const char PREFIX[] = "sha256:";
+    char name[sizeof PREFIX + 64];
     grpc_auth_property_iterator at =
-        grpc_auth_context_find_properties_by_name(context, GRPC_X509_CN_PROPERTY_NAME);
-    const grpc_auth_property *cn = grpc_auth_property_iterator_next(&at);
-    if (cn) auth_certificate(c->srv->auth, cn->value, cn->value_length, &c->who);
+        grpc_auth_context_find_properties_by_name(context, GRPC_X509_PEM_CERT_PROPERTY_NAME);
+    const grpc_auth_property *pem = grpc_auth_property_iterator_next(&at);
+    memcpy(name, PREFIX, sizeof PREFIX);
+    if (!pem || !tls_certificate_digest(pem->value, pem->value_length, name + sizeof PREFIX - 1))
+        return false;
+    return auth_certificate(c->srv->auth, name, strlen(name), &c->who);
+}
+
+/* mTLS without tokens: the certificate's common name is the tenant; without one its SPIFFE id or
+ * other URI, its DNS name, its digest. False: it names nobody. */
+static bool identify_by_certificate(call *c) {
+    grpc_auth_context *context = grpc_call_auth_context(c->rpc);
+    const bool known = identify_by(c, context, GRPC_X509_CN_PROPERTY_NAME, "") ||
+                       identify_by(c, context, GRPC_PEER_SPIFFE_ID_PROPERTY_NAME, "") ||
+                       identify_by(c, context, GRPC_PEER_URI_PROPERTY_NAME, "uri:") ||
+                       identify_by(c, context, GRPC_PEER_DNS_PROPERTY_NAME, "dns:") ||
+                       identify_by_digest(c, context);
     grpc_auth_context_release(context);
+    return known;
 }
 
 /* Default deny: with credentials configured, every method of the main port needs one. */
@@ -137,8 +171,8 @@ static bool allowed(call *c) {
     size_t len = 0;
     call_metadata(c, "authorization", &header, &len);
     if (auth_check(c->srv->auth, header, len, &c->who)) {
-        if (c->who.id == 0 && c->srv->options.tls_client_ca) identify_by_certificate(c);
-        return true;
+        const bool by_certificate = c->who.id == 0 && c->srv->options.tls_client_ca;
+        if (!by_certificate || identify_by_certificate(c)) return true;
     }
     atomic_fetch_add_explicit(&c->srv->metrics.auth_denied, 1, memory_order_relaxed);
     return false;
@@ -224,6 +258,21 @@ void call_status_op(call *c, const refusal *r, grpc_op *op) {
     op->data.send_status_from_server.trailing_metadata_count = c->n_trailers;
 }
 
+static void on_sweep(void *owner, int64_t now_ns) {
+    call *c = owner;
+    const int64_t from_ns = atomic_load(&c->reply_started_ns);
+    if (from_ns == 0 || c->cut) return;
+    if (now_ns - from_ns <= c->srv->options.slow_reader_s * NS_PER_S) return;
+    c->cut = true;
+    const refuse_row *row = refuse_get(REFUSE_SLOW_CONSUMER);
+    grpc_call_cancel_with_status(c->rpc, row->code, row->message, NULL);
+}
+
+void call_watch(call *c) {
+    c->item = (rpc_item){.sweep = on_sweep, .owner = c};
+    rpc_item_add(c->thread, &c->item);
+}
+
 static void on_answered(void *owner, bool ok) {
     (void)ok; /* the peer may be gone: nothing is left to do for it */
     call_release(owner);
@@ -241,6 +290,7 @@ static void answer(call *c, grpc_byte_buffer *message, const refusal *r) {
     call_status_op(c, r, &ops[n++]);
     c->tag = (rpc_tag){on_answered, c};
     c->reply = message;
+    atomic_store(&c->reply_started_ns, clock_now_ns());
     /* A worker may be here: the tag can come back, and c go, before start_batch has returned. */
     grpc_call *held = c->rpc;
     grpc_call_ref(held);
@@ -251,7 +301,17 @@ static void answer(call *c, grpc_byte_buffer *message, const refusal *r) {
 }
 
 void call_reply(call *c, grpc_byte_buffer *message) {
-    answer(c, message, NULL);
+    const size_t n = grpc_byte_buffer_length(message);
+    const uint64_t before = atomic_fetch_add(&c->srv->reply_bytes, n);
+    c->reply_bytes = n;
+    if (n <= LIMIT_OUTBOX_BYTES || before + n <= LIMIT_REPLIES_BYTES) {
+        answer(c, message, NULL);
+        return;
+    }
+    grpc_byte_buffer_destroy(message);
+    answer(c, NULL,
+           &(refusal){.kind = REFUSE_QUEUE_FULL,
+                      .message = "too many bytes of replies wait for their clients"});
 }
 void call_refuse(call *c, const refusal *r) {
     answer(c, NULL, r);

@@ -31,6 +31,10 @@ struct call {
     char traceparent[TRACEPARENT_BYTES + 1];     /* ours, in the caller's trace; or empty */
 
     grpc_byte_buffer *reply; /* in flight */
+    size_t reply_bytes;
+    rpc_item item;                    /* call_watch */
+    _Atomic int64_t reply_started_ns; /* 0: not yet; a worker may write it */
+    bool cut;                         /* the reply was not taken in time */
     grpc_metadata trailers[CALL_TRAILERS_MAX];
     size_t n_trailers;
     grpc_slice status_text;
@@ -44,8 +48,13 @@ bool call_read_request(call *c, const void **data, size_t *len);
 /* A metadata value, borrowed; false when absent. */
 bool call_metadata(const call *c, const char *key, const char **value, size_t *len);
 
-/* Answers and releases c: exactly one of these, once. */
-void call_reply(call *c, grpc_byte_buffer *message); /* takes message; status OK */
+/* From its answer on, the client has slow_reader_s to take it: else the call ends SLOW_CONSUMER.
+ * Rpc thread, before a worker gets the call. */
+void call_watch(call *c);
+
+/* Answers and releases c: exactly one of these, once. A worker may. */
+/* Takes message; status OK. A large one is refused QUEUE_FULL while LIMIT_REPLIES_BYTES wait. */
+void call_reply(call *c, grpc_byte_buffer *message);
 void call_refuse(call *c, const refusal *r);
 void call_refuse_kind(call *c, refuse_kind k);
 

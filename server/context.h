@@ -14,11 +14,12 @@
 #include "server/tls.h"
 #include "server/worker.h"
 
-typedef enum server_phase { /* values of inferd.v1.EngineState */
-                            SERVER_LOADING = 1,
-                            SERVER_SERVING = 2,
-                            SERVER_DRAINING = 3,
-                            SERVER_FAILED = 4
+/* Values of inferd.v1.EngineState. */
+typedef enum server_phase {
+    SERVER_LOADING = 1,
+    SERVER_SERVING = 2,
+    SERVER_DRAINING = 3,
+    SERVER_FAILED = 4
 } server_phase;
 
 struct rpc;
@@ -38,6 +39,7 @@ struct server {
     _Atomic double load_progress;
     _Atomic bool was_ready; /* startup: has been ready once */
     _Atomic int n_calls, n_generating;
+    _Atomic uint64_t reply_bytes; /* of unary replies in flight */
 
     struct {                                  /* smoothed over some seconds by server_tick */
         _Atomic double requests, errors, cpu; /* a second, a second, of all cores */
@@ -53,6 +55,8 @@ struct server {
     struct rpc *rpc;
 };
 
+/* What it is now: FAILED also while it is stalled. */
+server_phase server_state(const server *s);
 /* REFUSE_NONE when a call that needs the model may go on. generate: also needs admission. */
 refuse_kind server_gate(const server *s, bool generate);
 /* Milliseconds after which a refused call has a chance: backlog over measured rate, with jitter. */

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "base/utf8.h"
 #include "server/stream.h"
 
 /* Ending a call ourselves this long before its deadline lets the details reach the client: after
@@ -199,7 +200,7 @@ static status prepare(stream *s, const Inferd__V1__GenerateRequest *m, violation
     const codec_limits limits = limits_of(srv);
     status e = codec_generate(m, &limits, &s->memory, &s->request, &s->options, v);
     if (e != OK) return e;
-    if (s->c->bad_request_id && m->request_id.len == 0)
+    if (s->c->bad_request_id)
         violate(v, "metadata x-request-id must match [A-Za-z0-9._:-]{1,128}", "request_id");
     if (v->n > 0) return OK;
     const char *name = srv->model.name;
@@ -329,8 +330,10 @@ static void admission_prepare(admission *d) {
     if (d->r.kind != REFUSE_NONE || d->v.n == 0) return;
     d->r.kind = REFUSE_INVALID;
     d->r.bad = &d->v;
-    snprintf(d->r.message, sizeof d->r.message, "%s: %s%s", d->v.v[0].field, d->v.v[0].description,
+    char text[ERROR_TEXT_MAX + 128];
+    snprintf(text, sizeof text, "%s: %s%s", d->v.v[0].field, d->v.v[0].description,
              d->v.n > 1 ? " (and more: see details)" : "");
+    utf8_copy(d->r.message, sizeof d->r.message, text);
 }
 
 /* Rpc thread: submits or refuses, and frees d. */
@@ -402,7 +405,13 @@ void generate_handle(call *c) {
     codec_arena_init(&d->a, len);
     d->v.arena = &d->a;
     d->prepared = (rpc_tag){on_prepared, d};
-    if (len >= WORKER_FROM_BYTES && worker_push(c->srv->worker, prepare_on_worker, d)) return;
-    admission_prepare(d);
+    if (len < WORKER_FROM_BYTES)
+        admission_prepare(d);
+    else if (worker_push(c->srv->worker, prepare_on_worker, d))
+        return;
+    else /* this thread's other streams would wait for it */
+        d->r = (refusal){.kind = REFUSE_QUEUE_FULL,
+                         .message = WORKER_FULL,
+                         .pushback_ms = server_pushback_ms(c->srv)};
     admission_finish(d);
 }

@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/utf8.h"
 #include "server/selftest.h"
 
 enum { NAME_BYTES = 256, QUARTERS = 4 };
@@ -104,16 +105,23 @@ static status open_chat(loader *l) {
     return OK;
 }
 
+/* Valid UTF-8 whatever the file says: clients and scrapes break on anything else. */
+static void keep_name(char out[NAME_BYTES], const char *s) {
+    char clean[3 * NAME_BYTES + 1];
+    clean[utf8_sanitise(s, strnlen(s, NAME_BYTES), clean)] = '\0';
+    utf8_copy(out, NAME_BYTES, clean);
+}
+
 static void take_name(loader *l) {
     const model_info *info = weights_info(l->weights);
     const char *given = l->o->name;
     if (!given || !given[0]) given = info->name;
     if (given[0]) {
-        snprintf(l->name, sizeof l->name, "%s", given);
+        keep_name(l->name, given);
         return;
     }
     const char *base = strrchr(l->o->path, '/');
-    snprintf(l->name, sizeof l->name, "%s", base ? base + 1 : l->o->path);
+    keep_name(l->name, base ? base + 1 : l->o->path);
     const size_t n = strlen(l->name);
     if (n > 5 && strcmp(l->name + n - 5, ".gguf") == 0) l->name[n - 5] = '\0';
 }

@@ -3,8 +3,8 @@
  * puts events while it commits a step and then signals each mailbox once (mailbox_signal, from
  * on_step), so 256 streams cost one wake-up a thread, not 256.
  *
- *   engine: outbox_on_event -> ring, mailbox.ready list      mailbox_signal -> empty batch -> rpc
- * thread rpc:    mailbox_take -> for each outbox: outbox_next ... until false; then outbox.ended?
+ *   engine: outbox_on_event -> ring, mailbox.ready list; mailbox_signal -> an empty batch
+ *   rpc:    mailbox_take -> each outbox: outbox_next until it is false; then outbox.ended?
  *
  * A ring cannot overflow: below `reserve` free words the request is paused (the engine leaves it
  * out of steps), and the reserve covers what steps in flight can still add. */

@@ -43,9 +43,14 @@ const char *server_address(const server *s) {
     return s->address;
 }
 
+server_phase server_state(const server *s) {
+    return server_live(s) ? (server_phase)phase(s) : SERVER_FAILED;
+}
+
 const char *server_state_name(const server *s) {
     static const char *const NAMES[] = {"", "loading", "serving", "draining", "failed"};
-    return NAMES[phase(s)];
+    const bool stalled = atomic_load(&s->stalled) && atomic_load(&s->fatal) == REFUSE_NONE;
+    return stalled ? "stalled" : NAMES[server_state(s)];
 }
 
 double server_uptime_s(const server *s) {
@@ -75,7 +80,10 @@ void server_fail(server *s, refuse_kind why) {
 }
 
 void server_begin_drain(server *s) {
-    atomic_store(&s->phase, SERVER_DRAINING);
+    int from = phase(s);
+    while (from != SERVER_FAILED &&
+           !atomic_compare_exchange_weak(&s->phase, &from, SERVER_DRAINING))
+        continue;
 }
 void server_stop_admission(server *s) {
     atomic_store(&s->admitting, false);

@@ -208,7 +208,7 @@ static void put_header(FILE *out, const server *s, const served_model *m) {
             "<title>inferd: %s</title><style>%s</style>\n"
             "<header><h1>inferd <small>%s</small></h1><span class=\"state%s\">%s</span><p>",
             REFRESH_S, server_state_name(s), STYLE, INFERD_VERSION, server_ready(s) ? "" : " bad",
-            server_live(s) ? server_state_name(s) : "stalled");
+            server_state_name(s));
     if (m) {
         put_text(out, m->name);
         fputs(" &middot; ", out);

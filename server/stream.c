@@ -11,6 +11,7 @@
 enum { DEADLINE_NEAR_MS = 5 };
 
 static void pump(stream *s);
+static void account(stream *s);
 
 void stream_free(stream *s) {
     for (int i = 0; s->choices && i < s->request.n_choices; i++) {
@@ -29,6 +30,7 @@ static void unref(stream *s) {
     assert(s->refs > 0);
     if (--s->refs > 0) return;
     call *c = s->c;
+    account(s);
     rpc_item_remove(&s->item);
     atomic_fetch_sub(&c->srv->n_generating, 1);
     stream_free(s);
@@ -70,6 +72,11 @@ static refusal end_of(const stream *s) {
         r.kind = REFUSE_DEVICE_FAULT;
         break;
     }
+    if (s->too_large) {
+        r = (refusal){.kind = REFUSE_TOO_LARGE};
+        snprintf(r.message, sizeof r.message,
+                 "with final_only the output would be larger than %u bytes", LIMIT_REPLY_BYTES);
+    }
     if (s->out_of_memory) r = (refusal){.kind = REFUSE_INTERNAL, .message = "out of memory"};
     if (r.kind == REFUSE_INTERNAL) {
         r.key = "id";
@@ -78,8 +85,14 @@ static refusal end_of(const stream *s) {
     return r;
 }
 
+/* How the client saw it end: a last message that it did not take is no end. */
+static refuse_kind kind_of(const stream *s) {
+    if (s->cut != REFUSE_NONE) return s->cut;
+    return s->end.kind == REFUSE_NONE && s->gone ? REFUSE_CANCELLED : s->end.kind;
+}
+
 static outcome outcome_of(const stream *s) {
-    switch (s->cut != REFUSE_NONE ? s->cut : s->end.kind) {
+    switch (kind_of(s)) {
     case REFUSE_NONE:
         return OUTCOME_FINISHED;
     case REFUSE_CANCELLED:
@@ -113,11 +126,10 @@ static void usage_of(const stream *s, response_usage *u) {
         .total_ms = ms_between(arrival, now)};
 }
 
-/* Once a call, when the engine has let go of it: the audit line and the metrics. Never content. */
+/* Once a call, when all of it is through: the audit line and the metrics. Never content. */
 static void account(stream *s) {
     metrics *m = &s->c->srv->metrics;
-    response_usage u;
-    usage_of(s, &u);
+    const response_usage u = s->usage; /* as told to the client, if it was */
     const outcome o = outcome_of(s);
     atomic_fetch_add_explicit(&m->outcomes[o], 1, memory_order_relaxed);
     const char *finish = "";
@@ -132,10 +144,9 @@ static void account(stream *s) {
     }
     if (u.first_token_ms > 0) histogram_observe(&m->ttft_s, u.first_token_ms * 1e-3);
     histogram_observe(&m->request_s, u.total_ms * 1e-3);
-    tenant_release(&s->charge, u.prompt_tokens + u.completion_tokens);
+    tenant_release(&s->charge, 0);
 
-    const refuse_kind kind = s->cut != REFUSE_NONE ? s->cut : s->end.kind;
-    const refuse_row *row = refuse_get(kind);
+    const refuse_row *row = refuse_get(kind_of(s));
     char trace[33] = "";
     if (s->c->traceparent[0]) snprintf(trace, sizeof trace, "%.32s", s->c->traceparent + 3);
     log_event(o == OUTCOME_FAILED ? LOG_WARN : LOG_INFO, "request", LOG_STR("req", s->id.id),
@@ -185,7 +196,6 @@ static int pick_choice(const stream *s) {
 static grpc_byte_buffer *make_message(stream *s, int i, bool last) {
     stream_choice *c = &s->choices[i];
     response_prompt prompt;
-    response_usage usage;
     response r = {.index = (uint32_t)i,
                   .text = c->text.s,
                   .text_len = c->text.len,
@@ -218,10 +228,7 @@ static grpc_byte_buffer *make_message(stream *s, int i, bool last) {
         if (c->reason == FINISH_STOP_TOKEN) r.stop_token_id = (uint32_t)c->last_token;
         c->finish_sent = true;
     }
-    if (last) {
-        usage_of(s, &usage);
-        r.usage = &usage;
-    }
+    if (last) r.usage = &s->usage;
     grpc_byte_buffer *b = codec_response(&r);
     c->text.len = 0;
     c->n_ids = 0;
@@ -271,15 +278,23 @@ static void maybe_resume(stream *s) {
     engine_wake(s->c->srv->model.engine);
 }
 
-static void maybe_pause(stream *s) {
-    if (!s->ended && !s->options.final_only && stream_pending_bytes(s) > LIMIT_OUTBOX_BYTES / 2)
-        atomic_store(&s->request.paused, true);
-}
-
 static void stop_engine(stream *s) {
     if (s->ended) return;
     atomic_fetch_or(&s->request.stop, STOP_CANCEL);
     engine_wake(s->c->srv->model.engine);
+}
+
+/* Too much output that nobody has taken: the request waits for its reader. With final_only there is
+ * nothing to read yet, so it ends. */
+static void maybe_pause(stream *s) {
+    if (s->ended) return;
+    const size_t n = stream_pending_bytes(s);
+    if (!s->options.final_only) {
+        if (n > LIMIT_OUTBOX_BYTES / 2) atomic_store(&s->request.paused, true);
+    } else if (n > LIMIT_REPLY_BYTES && !s->too_large) {
+        s->too_large = true;
+        stop_engine(s);
+    }
 }
 
 /* --- tags --- */
@@ -299,7 +314,6 @@ static void on_wrote(void *owner, bool ok) {
 static void on_closed(void *owner, bool ok) {
     (void)ok;
     stream *s = owner;
-    s->closed_seen = true;
     if (s->c->cancelled) { /* core writes it at any time before this tag: read it only here */
         s->gone = true;
         stop_engine(s);
@@ -316,7 +330,8 @@ void stream_on_news(stream *s) {
         s->ended = true;
         s->end = end_of(s);
         ids_remove(s->c->srv->ids, &s->id);
-        account(s);
+        usage_of(s, &s->usage);
+        tenant_end(&s->charge, s->usage.prompt_tokens + s->usage.completion_tokens);
         pump(s);
         unref(s); /* the engine's hold: after the pump, which may take its place */
         return;

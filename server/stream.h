@@ -51,13 +51,13 @@ typedef struct stream {
     int64_t write_started_ns;
     int i_next; /* choice to look at first, for fairness */
     bool writing, headers_sent, status_sent;
-    bool gone;        /* the peer cancelled, or core enforced the deadline */
-    bool closed_seen; /* `closed` has come back */
-    bool ended;       /* EVENT_ENDED was taken: the engine has let go */
-    refuse_kind cut;  /* cancelled by us with this status; REFUSE_NONE */
-    refusal end;      /* valid with ended: how the call ends */
-    bool out_of_memory;
-    int n_tokens; /* all choices */
+    bool gone;                     /* the peer cancelled, or core enforced the deadline */
+    bool ended;                    /* EVENT_ENDED was taken: the engine has let go */
+    refuse_kind cut;               /* cancelled by us with this status; REFUSE_NONE */
+    refusal end;                   /* valid with ended: how the call ends */
+    bool out_of_memory, too_large; /* in this request: final_only gathers too much */
+    response_usage usage;          /* valid with ended */
+    int n_tokens;                  /* all choices */
 } stream;
 
 /* Takes everything over, with s->refs counting the engine's hold. */

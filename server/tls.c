@@ -11,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/hash.h"
+
 enum { FILE_BYTES_MAX = 1 << 20, UNSETTLED_LOOKS_MAX = 3 };
 
 typedef struct pems {
@@ -73,6 +75,20 @@ static int no_passphrase(char *buffer, int bytes, int writing, void *ctx) {
 
 static X509 *next_cert(BIO *b) {
     return PEM_read_bio_X509(b, NULL, no_passphrase, NULL);
+}
+
+bool tls_certificate_digest(const char *pem, size_t len, char out[65]) {
+    uint8_t digest[EVP_MAX_MD_SIZE];
+    unsigned n = 0;
+    if (len == 0 || len > FILE_BYTES_MAX) return false;
+    BIO *b = BIO_new_mem_buf(pem, (int)len);
+    X509 *cert = b ? next_cert(b) : NULL;
+    const bool good = cert && X509_digest(cert, EVP_sha256(), digest, &n) == 1 && n == 32;
+    if (good) sha256_hex(digest, out);
+    X509_free(cert);
+    BIO_free(b);
+    ERR_clear_error();
+    return good;
 }
 
 /* The last read found no further block, rather than a broken one. */

@@ -28,5 +28,7 @@ BASE_MUST_USE status tls_reload(tls *t, bool *changed, error *err);
 bool tls_files_changed(tls *t);
 /* When the certificate in use ends, in seconds since 1970; 0: unknown. */
 int64_t tls_not_after_s(tls *t);
+/* SHA-256 of the certificate's DER, in hex; false: pem is none. */
+bool tls_certificate_digest(const char *pem, size_t len, char out[65]);
 void tls_close(tls *t); /* NULL is legal; after the grpc_server is gone */
 #endif

@@ -2,7 +2,7 @@
 #include "server/unary.h"
 
 #include <grpc/byte_buffer.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -14,6 +14,7 @@ typedef struct unary {
     arena a; /* of the request message */
     violations v;
     refusal r;
+    pb_writer more; /* fields of the answer that its message lacks; empty: none */
 } unary;
 
 /* NULL: u->r says why not. */
@@ -21,6 +22,7 @@ static void *begin(unary *u, call *c, const ProtobufCMessageDescriptor *d, bool 
     const void *data;
     size_t len;
     *u = (unary){.c = c, .r = {.kind = needs_model ? server_gate(c->srv, false) : REFUSE_NONE}};
+    pb_writer_init(&u->more);
     if (u->r.kind != REFUSE_NONE) return NULL;
     if (!call_read_request(c, &data, &len)) {
         u->r = (refusal){.kind = REFUSE_INVALID, .message = "a request message is missing"};
@@ -34,9 +36,26 @@ static void *begin(unary *u, call *c, const ProtobufCMessageDescriptor *d, bool 
     return m;
 }
 
+static void refuse_size(unary *u) {
+    u->r.kind = REFUSE_TOO_LARGE;
+    snprintf(u->r.message, sizeof u->r.message, "the reply would be larger than %u bytes",
+             LIMIT_REPLY_BYTES);
+}
+
+/* A long request is a worker's: it has no batch but its answer's, so the worker may give that. */
+static void hand_over(call *c, void (*run)(void *arg)) {
+    call_watch(c);
+    if (!c->payload || grpc_byte_buffer_length(c->payload) < WORKER_FROM_BYTES)
+        run(c);
+    else if (!worker_push(c->srv->worker, run, c))
+        call_refuse(c, &(refusal){.kind = REFUSE_QUEUE_FULL, .message = WORKER_FULL});
+}
+
 /* Answers with message, or with what is wrong. NULL message: out of memory, if nothing else. */
 static void end(unary *u, const ProtobufCMessage *message) {
     call *c = u->c;
+    const size_t packed = message ? protobuf_c_message_get_packed_size(message) : 0;
+    if (packed + u->more.len > LIMIT_REPLY_BYTES) refuse_size(u);
     if (u->r.kind == REFUSE_NONE && u->v.n > 0)
         u->r = (refusal){.kind = REFUSE_INVALID, .bad = &u->v};
     if (u->r.kind == REFUSE_NONE && !message)
@@ -44,13 +63,15 @@ static void end(unary *u, const ProtobufCMessage *message) {
     if (u->r.kind != REFUSE_NONE) {
         call_refuse(c, &u->r);
     } else {
-        grpc_slice s = grpc_slice_malloc(protobuf_c_message_get_packed_size(message));
+        grpc_slice s = grpc_slice_malloc(packed + u->more.len);
         protobuf_c_message_pack(message, GRPC_SLICE_START_PTR(s));
+        if (u->more.len > 0) memcpy(GRPC_SLICE_START_PTR(s) + packed, u->more.data, u->more.len);
         grpc_byte_buffer *b = grpc_raw_byte_buffer_create(&s, 1);
         grpc_slice_unref(s);
         call_reply(c, b);
     }
     if (u->a.budget_bytes > 0) arena_reset(&u->a);
+    pb_writer_deinit(&u->more);
 }
 
 static bool check_model(unary *u, const ProtobufCBinaryData *name) {
@@ -73,8 +94,6 @@ typedef struct tokenized {
     token_list list;
     chat_text chat; /* valid with has_chat */
     bool has_chat;
-    Inferd__V1__Piece *pieces; /* owned */
-    Inferd__V1__Piece **piece_at;
 } tokenized;
 
 static status encode_chat(unary *u, const Inferd__V1__TokenizeRequest *m, unsigned flags,
@@ -107,22 +126,20 @@ static status encode_text(unary *u, const Inferd__V1__TokenizeRequest *m, unsign
     return tokenizer_encode(u->c->srv->model.tokenizer, &part, 1, flags, &t->list);
 }
 
-static status make_pieces(unary *u, tokenized *t) {
-    const tokenizer *tok = u->c->srv->model.tokenizer;
-    const size_t n = t->list.n;
-    t->pieces = calloc(n > 0 ? n : 1, sizeof *t->pieces);
-    t->piece_at = calloc(n > 0 ? n : 1, sizeof *t->piece_at);
-    if (!t->pieces || !t->piece_at) return E_NOMEM;
-    for (size_t i = 0; i < n; i++) {
+/* By hand: a struct a piece would take five times the memory of the answer. */
+static status put_pieces(unary *u, const token_list *l) {
+    const tokenizer *t = u->c->srv->model.tokenizer;
+    for (size_t i = 0; i < l->n && u->more.len <= LIMIT_REPLY_BYTES; i++) {
         size_t len;
-        const char *s = tokenizer_piece(tok, t->list.id[i], true, &len);
-        inferd__v1__piece__init(&t->pieces[i]);
-        t->pieces[i].bytes = (ProtobufCBinaryData){.len = len, .data = (uint8_t *)s};
-        t->pieces[i].start = t->list.start[i];
-        t->pieces[i].end = t->list.end[i];
-        t->piece_at[i] = &t->pieces[i];
+        const char *s = tokenizer_piece(t, l->id[i], true, &len);
+        const size_t mark = pb_begin(&u->more, 2); /* TokenizeResponse.pieces */
+        pb_put_bytes(&u->more, 1, s, len);
+        pb_put_uint(&u->more, 2, l->start[i]);
+        pb_put_uint(&u->more, 3, l->end[i]);
+        pb_end(&u->more, mark);
     }
-    return OK;
+    if (u->more.failed) return E_NOMEM;
+    return u->more.len <= LIMIT_REPLY_BYTES ? OK : E_TOO_LARGE;
 }
 
 static void tokenize(void *arg) {
@@ -144,28 +161,21 @@ static void tokenize(void *arg) {
         } else {
             violate(&u.v, "one of text and chat is needed", "input");
         }
-        if (e == OK && m->pieces && u.v.n == 0) e = make_pieces(&u, &t);
+        if (e == OK && m->pieces && u.v.n == 0) e = put_pieces(&u, &t.list);
         out.n_token_ids = t.list.n;
         out.token_ids = (uint32_t *)t.list.id; /* ids are not negative */
-        out.n_pieces = m->pieces ? t.list.n : 0;
-        out.pieces = t.piece_at;
         if (t.has_chat)
             out.text =
                 (ProtobufCBinaryData){.len = t.chat.text_len, .data = (uint8_t *)t.chat.text};
     }
+    if (e == E_TOO_LARGE) refuse_size(&u);
     end(&u, e == OK ? &out.base : NULL);
     if (t.has_chat) chat_text_free(&t.chat);
     token_list_free(&t.list);
-    free(t.pieces);
-    free(t.piece_at);
 }
 
-/* A unary call has no batch but its answer's, so a worker may give it. */
 void unary_tokenize(call *c) {
-    if (c->payload && grpc_byte_buffer_length(c->payload) >= WORKER_FROM_BYTES &&
-        worker_push(c->srv->worker, tokenize, c))
-        return;
-    tokenize(c);
+    hand_over(c, tokenize);
 }
 
 /* --- Detokenize --- */
@@ -174,12 +184,15 @@ static status decode(const tokenizer *t, const Inferd__V1__DetokenizeRequest *m,
     detokenizer d;
     detokenizer_init(&d, t, m->keep_special, tokenizer_strips_leading_space(t));
     status e = OK;
-    for (size_t i = 0; i < m->n_token_ids && e == OK; i++)
+    for (size_t i = 0; i < m->n_token_ids && e == OK; i++) {
         e = detokenizer_push(&d, (int32_t)m->token_ids[i], out);
+        if (out->len > LIMIT_REPLY_BYTES) return E_TOO_LARGE;
+    }
     return e == OK ? detokenizer_finish(&d, out) : e;
 }
 
-void unary_detokenize(call *c) {
+static void detokenize(void *arg) {
+    call *c = arg;
     unary u;
     text_buffer text = {0};
     status e = OK;
@@ -193,8 +206,13 @@ void unary_detokenize(call *c) {
         if (u.v.n == 0) e = decode(c->srv->model.tokenizer, m, &text);
         out.text = (ProtobufCBinaryData){.len = text.len, .data = (uint8_t *)text.s};
     }
+    if (e == E_TOO_LARGE) refuse_size(&u);
     end(&u, e == OK ? &out.base : NULL);
     text_buffer_free(&text);
+}
+
+void unary_detokenize(call *c) {
+    hand_over(c, detokenize);
 }
 
 /* --- ModelInfo, EngineStatus --- */
@@ -241,6 +259,7 @@ static void fill_model(const server *s, Inferd__V1__ModelInfoResponse *o) {
 
 void unary_model_info(call *c) {
     unary u;
+    call_watch(c);
     Inferd__V1__ModelInfoResponse out = INFERD__V1__MODEL_INFO_RESPONSE__INIT;
     const Inferd__V1__ModelInfoRequest *m =
         begin(&u, c, &inferd__v1__model_info_request__descriptor, true);
@@ -253,7 +272,7 @@ static uint64_t count(const server *s, outcome o) {
 }
 
 static void fill_status(const server *s, Inferd__V1__EngineStatusResponse *o) {
-    o->state = (Inferd__V1__EngineState)atomic_load(&s->phase);
+    o->state = (Inferd__V1__EngineState)server_state(s);
     o->uptime_s = server_uptime_s(s);
     o->load_progress = atomic_load(&s->load_progress);
     o->requests_finished = count(s, OUTCOME_FINISHED);
@@ -284,6 +303,7 @@ static void fill_status(const server *s, Inferd__V1__EngineStatusResponse *o) {
 
 void unary_engine_status(call *c) {
     unary u;
+    call_watch(c);
     Inferd__V1__EngineStatusResponse out = INFERD__V1__ENGINE_STATUS_RESPONSE__INIT;
     if (begin(&u, c, &inferd__v1__engine_status_request__descriptor, false))
         fill_status(c->srv, &out);
@@ -294,6 +314,7 @@ void unary_engine_status(call *c) {
 
 void unary_abort(call *c) {
     unary u;
+    call_watch(c);
     Inferd__V1__AbortResponse out = INFERD__V1__ABORT_RESPONSE__INIT;
     const Inferd__V1__AbortRequest *m = begin(&u, c, &inferd__v1__abort_request__descriptor, true);
     if (m && m->n_request_ids > LIMIT_ABORT_IDS) violate(&u.v, "at most 1024 ids", "request_ids");

@@ -1,5 +1,5 @@
 /* Threads for long texts: tokenising two megabytes takes a second, and an rpc thread has other
- * streams to serve. A bounded queue; what does not fit is done by the caller. */
+ * streams to serve. A bounded queue; what does not fit is refused by the caller. */
 #ifndef INFERD_SERVER_WORKER_H
 #define INFERD_SERVER_WORKER_H
 
@@ -9,6 +9,8 @@
 #include "base/status.h"
 
 enum { WORKER_FROM_BYTES = 64 << 10 }; /* request messages above it are worth the hop */
+
+#define WORKER_FULL "too many long requests are being read" /* QUEUE_FULL's message */
 
 typedef struct worker worker;
 

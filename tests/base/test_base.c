@@ -101,6 +101,18 @@ START_TEST(utf8_holds_back_unfinished_tails) {
 }
 END_TEST
 
+START_TEST(utf8_copies_whole_characters) {
+    char out[5];
+    static const char *const in[] = {"", "abcd", "abcde", "abc\xC3\xA4", "ab\xC3\xA4z",
+                                     "a\xF0\x9F\xA6\x99"};
+    static const char *const want[] = {"", "abcd", "abcd", "abc", "ab\xC3\xA4", "a"};
+    for (size_t i = 0; i < sizeof in / sizeof *in; i++) {
+        utf8_copy(out, sizeof out, in[i]);
+        ck_assert_str_eq(out, want[i]);
+    }
+}
+END_TEST
+
 START_TEST(utf8_round_trips_every_code_point) {
     for (uint32_t cp = 0; cp <= 0x10FFFF; cp++) {
         if (cp >= 0xD800 && cp <= 0xDFFF) continue;
@@ -168,6 +180,7 @@ int main(void) {
     tcase_add_test(t, utf8_accepts_and_rejects);
     tcase_add_test(t, utf8_replaces_maximal_parts);
     tcase_add_test(t, utf8_holds_back_unfinished_tails);
+    tcase_add_test(t, utf8_copies_whole_characters);
     tcase_add_test(t, utf8_round_trips_every_code_point);
     tcase_add_test(t, siphash_matches_the_reference);
     tcase_add_test(t, sha256_matches_fips);

@@ -15,7 +15,7 @@
 #include "engine/chat.h"
 #include "engine/engine.h"
 
-enum { FAKE_VOCAB = 260, FAKE_BOS = 256, FAKE_EOS = 257, FAKE_CONTEXT = 4096, FAKE_MAX = 8192 };
+enum { FAKE_VOCAB = 260, FAKE_BOS = 256, FAKE_EOS = 257, FAKE_LONG = 258, FAKE_CONTEXT = 4096, FAKE_MAX = 8192 };
 
 typedef struct fake_live {
     engine_request *r;
@@ -218,7 +218,12 @@ void token_list_free(token_list *l) {
     *l = (token_list){0};
 }
 const char *tokenizer_piece(const tokenizer *t, int32_t id, bool keep_special, size_t *len) {
+    static const char LONG[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     (void)t;
+    if (id == FAKE_LONG) {
+        *len = sizeof LONG - 1;
+        return LONG;
+    }
     if (id >= 256) {
         *len = keep_special ? 5 : 0;
         return id == FAKE_BOS ? "<bos>" : "<eos>";
@@ -227,7 +232,7 @@ const char *tokenizer_piece(const tokenizer *t, int32_t id, bool keep_special, s
     return &fake_bytes[id];
 }
 token_type tokenizer_type(const tokenizer *t, int32_t id) {
-    return (void)t, id >= 256 ? TOKEN_CONTROL : TOKEN_NORMAL;
+    return (void)t, id >= 256 && id != FAKE_LONG ? TOKEN_CONTROL : TOKEN_NORMAL;
 }
 bool tokenizer_is_eog(const tokenizer *t, int32_t id) {
     return (void)t, id == FAKE_EOS;

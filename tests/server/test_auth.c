@@ -204,6 +204,53 @@ START_TEST(limits_hold) {
 }
 END_TEST
 
+/* A call whose last output is not taken counts until it is gone, but does not keep its client from
+ * the next one; a prompt above the limit comes in when it is alone. */
+START_TEST(ended_calls_and_long_prompts) {
+    auth *a;
+    error err;
+    identity who;
+    int retry_ms = 0;
+    tenant_charge c[3];
+    write_line("x", "t streams=1 waiting_tokens=100 tokens_per_minute=1000");
+    ck_assert_int_eq(auth_open(path, &a, &err), OK);
+    ck_assert(enters(a, "Bearer x", &who));
+    tenant *t = who.tenant;
+    ck_assert_int_eq(tenant_admit(t, 300, 700, 1, &c[0], &retry_ms), OK);
+    ck_assert_int_eq(tenant_admit(t, 1, 1, 1, &c[1], &retry_ms), E_FULL);
+    tenant_end(&c[0], 310); /* and 690 come back at once */
+    tenant_end(&c[0], 0);
+    ck_assert_int_eq(tenant_admit(t, 10, 680, 1, &c[1], &retry_ms), OK);
+    tenant_end(&c[1], 10);
+    ck_assert_int_eq(tenant_admit(t, 1, 1, 1, &c[2], &retry_ms), E_FULL); /* two are not read */
+    tenant_release(&c[0], 0);
+    ck_assert_int_eq(tenant_admit(t, 1, 679, 1, &c[2], &retry_ms), OK);
+    tenant_release(&c[1], 0);
+    tenant_release(&c[2], 0);
+    auth_close(a);
+}
+END_TEST
+
+START_TEST(as_many_tokens_as_there_may_be) {
+    auth *a;
+    error err;
+    for (int n = AUTH_TOKENS_MAX; n <= AUTH_TOKENS_MAX + 1; n++) {
+        FILE *f = fopen(path, "w");
+        ck_assert_ptr_nonnull(f);
+        for (int i = 0; i < n; i++) fprintf(f, "sha256:%064x t\n", i + 1);
+        fputs("# the end\n\n", f);
+        fclose(f);
+        if (n > AUTH_TOKENS_MAX) {
+            ck_assert_int_eq(auth_open(path, &a, &err), E_FORMAT);
+            ck_assert_msg(strstr(err.text, ":1025: too many tokens") != NULL, "%s", err.text);
+        } else {
+            ck_assert_msg(auth_open(path, &a, &err) == OK, "%s", err.text);
+            auth_close(a);
+        }
+    }
+}
+END_TEST
+
 /* A tenant's blocks: its own percentage, else the default, of the pool; 100 % is no bound. */
 START_TEST(kv_shares) {
     static const struct {
@@ -288,12 +335,12 @@ START_TEST(certificates_are_tenants) {
     ck_assert_int_eq(auth_open(NULL, &a, &err), OK);
     auth_set_share(a, 1);
     auth_set_pool(a, 100, 30);
-    auth_certificate(a, "x", 1, &x);
+    ck_assert(auth_certificate(a, "x", 1, &x));
     ck_assert_int_eq(tenant_admit(x.tenant, 1, 1, 1, &c[0], &retry_ms), OK);
     ck_assert_int_eq(tenant_admit(x.tenant, 1, 1, 1, &c[1], &retry_ms), OK); /* the only one */
     tenant_release(&c[1], 0);
-    auth_certificate(a, "yx", 1, &y);
-    auth_certificate(a, "x", 1, &again);
+    ck_assert(auth_certificate(a, "yx", 1, &y));
+    ck_assert(auth_certificate(a, "x", 1, &again));
     ck_assert_ptr_eq(x.tenant, again.tenant);
     ck_assert_str_eq(y.name, "y");
     ck_assert(x.id != y.id && x.id == again.id && x.tenant != y.tenant);
@@ -303,16 +350,16 @@ START_TEST(certificates_are_tenants) {
     ck_assert_int_eq(tenant_admit(x.tenant, 1, 1, 1, &c[2], &retry_ms), E_FULL); /* its share */
     /* Long names differ though they are logged alike. */
     memset(name, 'n', sizeof name);
-    auth_certificate(a, name, sizeof name, &again);
-    auth_certificate(a, name, sizeof name - 1, &last);
+    ck_assert(auth_certificate(a, name, sizeof name, &again));
+    ck_assert(auth_certificate(a, name, sizeof name - 1, &last));
     ck_assert_uint_eq(strlen(again.name), TENANT_NAME_BYTES);
     ck_assert(again.tenant != last.tenant && again.id != last.id);
     for (int i = 4; i < LIMIT_ACCOUNTS; i++) {
         const int len = snprintf(name, sizeof name, "%d", i);
-        auth_certificate(a, name, (size_t)len, &last);
+        ck_assert(auth_certificate(a, name, (size_t)len, &last));
         ck_assert_ptr_nonnull(last.tenant);
     }
-    auth_certificate(a, "one more", 8, &last);
+    ck_assert(auth_certificate(a, "one more", 8, &last));
     ck_assert_ptr_null(last.tenant);
     ck_assert_uint_ne(last.id, 0);
     ck_assert_int_eq(tenant_admit(last.tenant, 1, 1, 1, &c[2], &retry_ms), OK);
@@ -333,6 +380,8 @@ int main(void) {
     tcase_add_test(t, a_bad_file_leaves_limits_alone);
     tcase_add_test(t, shares_are_for_those_with_tokens);
     tcase_add_test(t, limits_hold);
+    tcase_add_test(t, ended_calls_and_long_prompts);
+    tcase_add_test(t, as_many_tokens_as_there_may_be);
     tcase_add_test(t, kv_shares);
     tcase_add_test(t, certificates_are_tenants);
     tcase_add_test(t, too_many_tenants_since_the_start);
