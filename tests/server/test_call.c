@@ -56,7 +56,7 @@ static void teardown(void) {
 
 typedef struct ask {
     const char *id, *stop;
-    uint32_t max_tokens, choices, time_limit_ms, min_tokens;
+    uint32_t max_tokens, choices, time_limit_ms, min_tokens, n_top;
     bool final_only, include_stop, logprobs, keep_special;
     int timeout_ms, cancel_after; /* messages; -1: never */
 } ask;
@@ -93,6 +93,7 @@ static size_t encode(const ask *a, uint8_t *out, size_t capacity) {
     m.output = &output;
     output.final_only = a->final_only;
     output.logprobs = a->logprobs;
+    output.top_logprobs = a->n_top;
     output.keep_special = a->keep_special;
     ck_assert_uint_le(protobuf_c_message_get_packed_size(&m.base), capacity);
     return protobuf_c_message_pack(&m.base, out);
@@ -410,6 +411,85 @@ START_TEST(slow_reader_is_paused_then_cut) {
 }
 END_TEST
 
+/* With final_only: what nobody takes is no success, and what is gathered has a limit. */
+START_TEST(final_only_is_bounded) {
+    result r;
+    loopback_call c;
+    uint8_t request[512];
+    setup_with(1, 1);
+    ask a = {.max_tokens = 4000, .choices = 8, .n_top = 20, .logprobs = true, .final_only = true};
+    const size_t len = encode(&a, request, sizeof request);
+    loopback_start(&c, channel, GENERATE, request, len, NULL, NULL, 0); /* and never reads */
+    for (int i = 0; i < 300 && server_n_generating(srv) == 0; i++)
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    for (int i = 0; i < 300 && server_n_generating(srv) > 0; i++)
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    ck_assert_uint_eq(atomic_load(&server_metrics(srv)->outcomes[OUTCOME_FINISHED]), 0);
+    ck_assert_uint_eq(atomic_load(&server_metrics(srv)->outcomes[OUTCOME_FAILED]), 1);
+    grpc_call_cancel(c.call, NULL);
+    loopback_status(&c);
+    loopback_end(&c);
+    a.max_tokens = 0; /* the alphabet has no end */
+    a.cancel_after = -1;
+    run(channel, &a, &r);
+    ck_assert_int_eq(r.code, GRPC_STATUS_RESOURCE_EXHAUSTED);
+    ck_assert_ptr_nonnull(strstr(r.reason_text, "final_only"));
+    ck_assert_int_eq(r.n_messages, 0);
+    teardown();
+}
+END_TEST
+
+/* Detokenize of n times the longest piece. */
+static void ask_text(loopback_call *c, size_t n) {
+    Inferd__V1__DetokenizeRequest m = INFERD__V1__DETOKENIZE_REQUEST__INIT;
+    m.token_ids = calloc(n, sizeof *m.token_ids);
+    m.n_token_ids = n;
+    for (size_t i = 0; i < n; i++) m.token_ids[i] = FAKE_LONG;
+    uint8_t *wire = malloc(2 * n + 16);
+    const size_t len = protobuf_c_message_pack(&m.base, wire);
+    loopback_start(c, channel, "/inferd.v1.Inference/Detokenize", wire, len, NULL, NULL, 0);
+    free(wire);
+    free(m.token_ids);
+}
+
+static void expect_refused(loopback_call *c, const char *part) {
+    char text[256];
+    ck_assert_int_eq(loopback_status(c), GRPC_STATUS_RESOURCE_EXHAUSTED);
+    snprintf(text, sizeof text, "%.*s", (int)GRPC_SLICE_LENGTH(c->details),
+             (const char *)GRPC_SLICE_START_PTR(c->details));
+    ck_assert_msg(strstr(text, part) != NULL, "%s", text);
+    loopback_end(c);
+}
+
+/* A reply has a largest size, all that wait together have one, and a reader has its time. */
+START_TEST(replies_are_bounded) {
+    enum { PIECE = 64, LARGE = 30 << 20, N = LIMIT_REPLIES_BYTES / LARGE };
+    loopback_call c, unread[N];
+    setup_with(300, 3600);
+    ask_text(&c, LIMIT_REPLY_BYTES / PIECE + 1);
+    expect_refused(&c, "33554432 bytes");
+    for (int i = 0; i < N; i++) ask_text(&unread[i], LARGE / PIECE);
+    for (int i = 0; i < N; i++) loopback_wait(&unread[i], TAG_HEADERS); /* it is under way */
+    ask_text(&c, LARGE / PIECE);
+    expect_refused(&c, "wait for their clients");
+    for (int i = 0; i < N; i++) {
+        grpc_call_cancel(unread[i].call, NULL);
+        loopback_status(&unread[i]);
+        loopback_end(&unread[i]);
+    }
+    teardown();
+    setup_with(300, 1);
+    ask_text(&c, LARGE / PIECE); /* and nobody reads */
+    loopback_wait(&c, TAG_HEADERS);
+    for (int i = 0; i < 300 && server_n_calls(srv) > 0; i++)
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    ck_assert_int_eq(server_n_calls(srv), 0); /* cut; core tells the client once it reads */
+    ck_assert_ptr_null(loopback_read(&c, &inferd__v1__detokenize_response__descriptor));
+    expect_refused(&c, "SLOW_CONSUMER");
+    teardown();
+}
+END_TEST
+
 typedef struct client {
     pthread_t thread;
     unsigned seed;
@@ -503,6 +583,8 @@ int main(void) {
     suite_add_tcase(s, t);
     TCase *u = tcase_create("ends");
     tcase_add_test(u, slow_reader_is_paused_then_cut);
+    tcase_add_test(u, final_only_is_bounded);
+    tcase_add_test(u, replies_are_bounded);
     tcase_add_loop_test(u, shutdown_under_load, 0, 10);
     suite_add_tcase(s, u);
     const int failed = check_run_suite(s, CK_NOFORK);
