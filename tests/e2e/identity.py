@@ -94,11 +94,11 @@ class Authority:
         self.n = 0
 
     def issue(self, common_name, days=30, san="IP:127.0.0.1,DNS:localhost", key=("ec", "-pkeyopt",
-              "ec_paramgen_curve:prime256v1"), start=None):
+              "ec_paramgen_curve:prime256v1"), start=None, subject=None):
         """Returns (certificate, key) as bytes; start: seconds from now at which it begins to be valid."""
         self.n += 1
         base = self.folder / f"{self.name}-{self.n}"
-        _openssl("req", "-newkey", *key, "-nodes", "-keyout", f"{base}.key", "-out", f"{base}.csr", "-subj", f"/CN={common_name}")
+        _openssl("req", "-newkey", *key, "-nodes", "-keyout", f"{base}.key", "-out", f"{base}.csr", "-subj", subject or f"/CN={common_name}")
         (self.folder / "ext").write_text(f"subjectAltName={san}\nbasicConstraints=CA:FALSE\n")
         if start is None and days > 0:
             _openssl("x509", "-req", "-in", f"{base}.csr", "-CA", self.cert, "-CAkey", self.key, "-CAcreateserial", "-days", days,

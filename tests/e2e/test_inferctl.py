@@ -125,7 +125,8 @@ def test_nobody_there(tmp_path):
 
 def test_usage_errors(server):
     for args in (["generate", "--bogus", "x"], ["nonsense"], [], ["generate", "--max-tokens", "-1", "x"], ["abort"],
-                 ["bench", "--streams", "2", "--rate", "3"], ["generate", "a", "b"], ["generate", "--token-ids", "1,x"]):
+                 ["bench", "--streams", "2", "--rate", "3"], ["generate", "a", "b"], ["generate", "--token-ids", "1,x"],
+                 ["tokenize", "--tools", "f", "x"], ["tokenize", "--no-generation-prompt", "x"]):
         p = inferctl(server, *args)
         assert p.returncode == 2 and b"--help" in p.stderr, args
     for name in ("generate", "chat", "tokenize", "detokenize", "info", "status", "health", "abort", "bench"):

@@ -213,6 +213,8 @@ def test_other_rpcs_check_their_fields(server):
 
 def test_metadata_request_id_is_checked(server):
     for bad in ("a b", "x" * 129, "semi;colon"):
+        request = text_request("x", 1, request_id="good")
+        refused(lambda: server.stub.Generate(request, metadata=(("x-request-id", bad),)), C.INVALID_ARGUMENT)
         d = refused(lambda: server.stub.Generate(text_request("x", 1), metadata=(("x-request-id", bad),)), C.INVALID_ARGUMENT)
         assert isinstance(d, Details)
 

@@ -124,6 +124,19 @@ def test_the_certificate_names_the_tenant(mtls, authority):
         "tenant=alice", "tenant=bob"}
 
 
+def test_a_certificate_without_a_common_name_is_somebody(mtls, authority):
+    """Its URI, its DNS name, its digest, in this order; never nobody, who would share a cache with all such."""
+    digest = "tenant=sha256:"
+    for san, tenant in (("URI:spiffe://example.org/a,DNS:a.example", "tenant=spiffe://example.org/a"),
+                        ("DNS:b.example", "tenant=dns:b.example"), ("IP:127.0.0.1", digest), ("IP:127.0.0.1", digest)):
+        with secure_channel(mtls.address, mtls.roots, authority.issue("", san=san, subject="/O=none")) as channel:
+            answer = Answer(rpc.InferenceStub(channel).Generate(ids_request([13] * 100, 1)))
+            assert answer.prompt.cached_tokens == 0, "a cache of its own"
+            lines = lambda: [r for r in mtls.events("request") if f"req={answer.request_id}" in r]
+            wait_for("the line", lines, 10 * SLOW)
+            assert tenant in lines()[0], lines()
+
+
 class Load:
     """Callers that open a connection for each stream, and count what fails."""
 
