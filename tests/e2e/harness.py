@@ -23,7 +23,7 @@ ROOT = HERE.parents[1]
 BUILD = pathlib.Path(os.environ.get("INFERD_BUILD", ROOT / "build/release")).resolve()
 CACHE = pathlib.Path(os.environ.get("INFERD_CACHE", pathlib.Path.home() / ".cache/inferd"))
 MODEL = pathlib.Path(os.environ.get("INFERD_MODEL", CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"))
-GOLDENS = pathlib.Path(os.environ.get("INFERD_GOLDENS", ROOT.parent / "shared/goldens"))
+GOLDENS = pathlib.Path(os.environ.get("INFERD_GOLDENS", ROOT.parent / "shared/goldens")).resolve()
 INFERD, INFERCTL = BUILD / "inferd", BUILD / "inferctl"
 
 
