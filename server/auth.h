@@ -58,7 +58,7 @@ void auth_set_pool(auth *a, int kv_blocks, int percent);
 
 /* header: the value of `authorization`, or NULL. Compares against every token, in constant time. */
 bool auth_check(auth *a, const char *header, size_t len, identity *out);
-/* Without tokens, under mTLS: name is the client certificate's (server/call.c says which); it is the
+/* Without tokens, under mTLS: name is the client certificate's (server/call.c says which): the
  * tenant, with a turn, a share of the queue and of the KV blocks like others, and no limits of its
  * own. After LIMIT_ACCOUNTS names further ones have no tenant: they share one turn. False: there is
  * no identity, and so the call must be refused. Any thread. */

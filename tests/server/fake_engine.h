@@ -15,7 +15,14 @@
 #include "engine/chat.h"
 #include "engine/engine.h"
 
-enum { FAKE_VOCAB = 260, FAKE_BOS = 256, FAKE_EOS = 257, FAKE_LONG = 258, FAKE_CONTEXT = 4096, FAKE_MAX = 8192 };
+enum {
+    FAKE_VOCAB = 260,
+    FAKE_BOS = 256,
+    FAKE_EOS = 257,
+    FAKE_LONG = 258,
+    FAKE_CONTEXT = 4096,
+    FAKE_MAX = 8192
+};
 
 typedef struct fake_live {
     engine_request *r;
