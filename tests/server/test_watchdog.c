@@ -75,6 +75,7 @@ static void body_hang(void) {
     atomic_store(&r.engine->frozen, true);
     const int ms = wait_ready(r.server, false, 2000);
     if (ms < 800 || server_live(r.server)) _exit(53);
+    if (strcmp(server_state_name(r.server), "stalled") != 0) _exit(57);
     atomic_store(&r.engine->frozen, false); /* it moves again: so is the verdict */
     if (wait_ready(r.server, true, 1000) < 0) _exit(54);
     /* A stream that runs when it hangs for good is told why. */
