@@ -294,6 +294,7 @@ static void answer(call *c, grpc_byte_buffer *message, const refusal *r) {
     /* A worker may be here: the tag can come back, and c go, before start_batch has returned. */
     grpc_call *held = c->rpc;
     grpc_call_ref(held);
+    HANDOFF_GIVE(&c->tag);
     const grpc_call_error e = grpc_call_start_batch(held, ops, n, &c->tag, NULL);
     assert(e == GRPC_CALL_OK);
     (void)e;
