@@ -558,7 +558,10 @@ START_TEST(shutdown_under_load) {
     atomic_store(&stop, true);
     server_close(srv);
     for (int i = 0; i < N_CLIENTS; i++) pthread_join(clients[i].thread, NULL);
-    ck_assert_int_eq(eng->n_live, 0);
+    pthread_mutex_lock(&eng->lock);
+    const int n_live = eng->n_live;
+    pthread_mutex_unlock(&eng->lock);
+    ck_assert_int_eq(n_live, 0);
     fake_engine_close(eng);
 }
 END_TEST
