@@ -74,14 +74,13 @@ void sched_emit(sched *s, seq_group *g, const engine_event *event) {
     g->request->on_event(g->request->ctx, event);
 }
 
-/* Waiting groups are those of which nothing runs. */
-/* One that was pushed out because its own reader is slow takes no place in the queue. */
-static void count_waiting(sched *s, seq_group *g, int sign) {
-    const bool counts = sign > 0 ? !g->parked : g->waits;
-    g->waits = sign > 0 && counts;
-    if (!counts) return;
-    s->n_groups_waiting += sign;
-    if (sign > 0)
+/* Waiting groups are those of which nothing runs, but for those that were pushed out because their
+ * own reader is slow: these take no place in the queue. */
+static void set_waiting(sched *s, seq_group *g, bool waits) {
+    if (g->waits == waits) return;
+    g->waits = waits;
+    s->n_groups_waiting += waits ? 1 : -1;
+    if (waits)
         s->waiting_tokens += (uint64_t)g->n_prompt;
     else
         s->waiting_tokens -= (uint64_t)g->n_prompt;
@@ -105,7 +104,7 @@ void sched_add(sched *s, seq_group *g) {
     }
     group_link(&s->live, g);
     s->n_live++;
-    count_waiting(s, g, +1);
+    set_waiting(s, g, true);
     sched_enqueue(s, &g->seq[0]);
     note_limits(s, r);
 }
@@ -118,7 +117,7 @@ void sched_start(sched *s, sequence *q, int64_t now_ns) {
     q->state = SEQ_RUNNING;
     q->rank = running_rank(s, q);
     g->account->n_running++;
-    if (g->n_running++ == 0) count_waiting(s, g, -1);
+    if (g->n_running++ == 0) set_waiting(s, g, false);
     if (g->started) return;
     g->started = true;
     g->admitted_ns = now_ns;
@@ -128,14 +127,15 @@ void sched_start(sched *s, sequence *q, int64_t now_ns) {
     sched_emit(s, g, &(engine_event){.kind = EVENT_STARTED, .cached_tokens = g->cached_tokens});
 }
 
-static void leave_running(sched *s, sequence *q) {
+static void leave_running(sched *s, sequence *q, bool own_fault) {
     int i = 0;
     while (s->running[i] != q) i++;
     for (s->n_running--; i < s->n_running; i++) s->running[i] = s->running[i + 1];
     s->sorted = false; /* the oldest may be another */
     q->group->account->n_running--;
     q->group->n_running--;
-    if (q->group->n_running == 0 && q->group->n_unfinished > 0) count_waiting(s, q->group, +1);
+    if (q->group->n_running == 0 && q->group->n_unfinished > 0 && !own_fault)
+        set_waiting(s, q->group, true);
 }
 
 /* Something has changed: who did not fit may fit now, and q may be gone soon. */
@@ -154,9 +154,7 @@ void sched_release(sched *s, sequence *q) {
 
 void sched_preempt(sched *s, sequence *q, bool own_fault) {
     assert(q->state == SEQ_RUNNING && q->n_pending == 0 && q->n_scored_planned == q->n_scored);
-    q->group->parked = own_fault;
-    leave_running(s, q);
-    q->group->parked = false;
+    leave_running(s, q, own_fault);
     sched_release(s, q);
     q->n_computed = q->n_planned = q->n_published = 0;
     q->chain = q->group->root;
@@ -176,9 +174,9 @@ static void drop(sched *s, sequence *q) {
     assert(was != SEQ_DONE);
     q->state = SEQ_DONE;
     g->n_unfinished--;
-    if (was == SEQ_RUNNING) leave_running(s, q);
+    if (was == SEQ_RUNNING) leave_running(s, q, false);
     if (was == SEQ_WAITING) sched_dequeue(s, q);
-    if (g->n_unfinished == 0 && g->n_running == 0 && was != SEQ_RUNNING) count_waiting(s, g, -1);
+    if (g->n_unfinished == 0 && g->n_running == 0 && was != SEQ_RUNNING) set_waiting(s, g, false);
     if (q->n_in_flight == 0) sched_release(s, q);
     forget_refused(s, q);
 }

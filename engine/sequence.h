@@ -75,8 +75,7 @@ struct seq_group {
     uint64_t charged;              /* tokens, to the account, when it started */
 
     bool started, prompt_done;
-    bool waits;  /* counted among the waiting */
-    bool parked; /* being pushed out because its own reader is slow */
+    bool waits; /* counted among the waiting */
     int n_unfinished, n_running, n_in_flight;
     int cached_tokens, preemptions;
     int64_t admitted_ns, prefilled_ns;

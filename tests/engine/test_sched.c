@@ -123,7 +123,7 @@ END_TEST
 
 typedef struct bench {
     sim s;
-    int account; /* of the next that are added */
+    int account, account_blocks_max; /* of the next that are added */
 } bench;
 
 static void bench_open(bench *b, int max_sequences, int kv_blocks) {
@@ -145,6 +145,7 @@ static client *bench_add(bench *b, int n_prompt, int max_tokens, int priority, i
     c->request.ignore_eos = true;
     c->request.priority = priority;
     c->request.account = b->account;
+    c->request.account_blocks_max = b->account_blocks_max;
     if (in_ms > 0) c->request.deadline_ns = b->s.now_ns + in_ms * NS_PER_MS;
     c->request.priv.arrival_ns = b->s.now_ns;
     ck_assert_int_eq(seq_group_open(&c->request, &b->s.limits, &g), OK);
@@ -332,16 +333,8 @@ START_TEST(the_hopeless_do_not_take_a_place) {
 END_TEST
 
 static client *bench_add_account(bench *b, int n_prompt, int max_tokens, int account, int n_max) {
-    client *c = &b->s.client[b->s.n_arrived++];
-    seq_group *g;
-    client_init(c, n_prompt, max_tokens, (unsigned)b->s.n_arrived);
-    c->request.ignore_eos = true;
-    c->request.account = account;
-    c->request.account_blocks_max = n_max;
-    ck_assert_int_eq(seq_group_open(&c->request, &b->s.limits, &g), OK);
-    c->request.priv.sequences = g;
-    sched_add(&b->s.sched, g);
-    return c;
+    b->account_blocks_max = n_max;
+    return bench_add_for(b, n_prompt, max_tokens, account, 0);
 }
 
 /* Ten blocks of 64: what an account may have, and who passes it by. */
