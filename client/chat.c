@@ -1,7 +1,6 @@
 /* inferctl chat: a conversation on the terminal. The client keeps the history and sends all of it
  * each turn; the server's prompt cache makes that cheap. */
 #include <histedit.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -163,17 +162,16 @@ static void reader_close(line_reader *r) {
 /* The next line without its line break, borrowed until the next call; NULL at the end. */
 static char *reader_next(line_reader *r, size_t *bytes) {
     if (!r->edit) {
+        cli_let_interrupt(true);
         const ssize_t n = getline(&r->plain, &r->capacity, stdin);
+        cli_let_interrupt(false);
         if (n < 0) return NULL;
         *bytes = (size_t)n;
     } else {
-        sigset_t set;
-        sigemptyset(&set);
-        sigaddset(&set, SIGINT);
-        (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL); /* at the prompt Ctrl-C ends the program */
         int n = 0;
+        cli_let_interrupt(true);
         const char *line = el_gets(r->edit, &n);
-        (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
+        cli_let_interrupt(false);
         if (!line || n <= 0) return NULL;
         HistEvent ev;
         if (n > 1) (void)history(r->history, &ev, H_ENTER, line);
@@ -196,10 +194,11 @@ static int greet(chat *h) {
                                    &inferd__v1__model_info_response__descriptor, &m);
     if (code != CLI_OK) return code;
     const Inferd__V1__ModelInfoResponse *info = (const void *)m;
-    if (isatty(STDIN_FILENO))
-        fprintf(stderr, "%.*s on %s, context %u tokens. /help shows commands, Ctrl-D ends.\n",
-                (int)info->name.len, (const char *)info->name.data, h->s.c->rpc.server,
-                info->context_length);
+    if (isatty(STDIN_FILENO)) {
+        output_write_line(stderr, info->name.data, info->name.len);
+        fprintf(stderr, " on %s, context %u tokens. /help shows commands, Ctrl-D ends.\n",
+                h->s.c->rpc.server, info->context_length);
+    }
     protobuf_c_message_free_unpacked(m, NULL);
     return -1;
 }
@@ -217,9 +216,12 @@ static int talk(chat *h) {
             if (!obey(h, line)) break;
             continue;
         }
-        if (h->n_turns + 3 > TURNS_MAX) drop_turns(h, n_system(h));
+        if (h->n_turns + 3 > TURNS_MAX) {
+            drop_turns(h, n_system(h));
+            fputs("(too many turns: a new conversation begins)\n", stderr);
+        }
         code = ask(h, line, bytes);
-        if (code == CLI_UNREACHABLE) break;
+        if (code == CLI_UNREACHABLE || output_lost()) break;
         if (code == CLI_INTERRUPTED && !r.edit) break; /* a script's Ctrl-C means all of it */
     }
     reader_close(&r);

@@ -2,12 +2,14 @@
 
 #include <errno.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "client/output.h"
 
 enum { FILE_BYTES_MAX = 16 << 20, SHARED_FLAGS = 11 };
 
@@ -15,9 +17,9 @@ enum { FILE_BYTES_MAX = 16 << 20, SHARED_FLAGS = 11 };
 BASE_PRINTF(1, 0) static void say_line(const char *fmt, va_list args, const char *tail) {
     char line[2048];
     (void)vsnprintf(line, sizeof line, fmt, args);
-    for (char *p = line; *p; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = ' ';
-    fprintf(stderr, "inferctl: %s%s\n", line, tail);
+    fputs("inferctl: ", stderr);
+    output_write_line(stderr, line, strlen(line));
+    fprintf(stderr, "%s\n", tail);
 }
 
 void cli_say(const char *fmt, ...) {
@@ -179,6 +181,13 @@ int cli_parse_shared(cli *c, int argc, char **argv, int *i_command) {
     return -1;
 }
 
+/* What a header can carry; gRPC would end the process over anything else. */
+static bool is_token(const char *s, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++)
+        if (s[i] < 0x20 || s[i] > 0x7e) return false;
+    return bytes > 0;
+}
+
 static int read_token(cli *c) {
     const char *from_environment = getenv("INFERCTL_TOKEN");
     if (c->token_file) {
@@ -186,15 +195,19 @@ static int read_token(cli *c) {
         char *text = cli_read_file(c->token_file, &bytes);
         if (!text) return CLI_USAGE;
         bytes = strcspn(text, "\r\n");
-        const bool fits = bytes > 0 && bytes < sizeof c->token;
+        const bool fits = bytes < sizeof c->token && is_token(text, bytes);
         if (fits) {
             memcpy(c->token, text, bytes);
             c->token[bytes] = '\0';
         }
         free(text);
-        if (!fits) return cli_usage_error(c, "%s: no token in its first line", c->token_file);
+        if (!fits)
+            return cli_usage_error(
+                c, "%s: its first line is no token (printable ASCII, 4095 bytes)", c->token_file);
         c->rpc.token = c->token;
     } else if (from_environment && *from_environment) {
+        if (!is_token(from_environment, strlen(from_environment)))
+            return cli_usage_error(c, "INFERCTL_TOKEN is no token (printable ASCII)");
         c->rpc.token = from_environment;
     }
     return -1;
@@ -224,13 +237,22 @@ int cli_parse(cli *c, const flag *flags, int n_flags, int argc, char **argv) {
     return read_token(c);
 }
 
+void cli_let_interrupt(bool on) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    (void)pthread_sigmask(on ? SIG_UNBLOCK : SIG_BLOCK, &set, NULL);
+}
+
 static char *read_stream(FILE *f, const char *name, size_t *bytes) {
     char *text = malloc(FILE_BYTES_MAX + 1);
     if (!text) {
         cli_say("out of memory");
         return NULL;
     }
+    cli_let_interrupt(true); /* nothing is under way yet that would want to end in order */
     *bytes = fread(text, 1, FILE_BYTES_MAX + 1, f);
+    cli_let_interrupt(false);
     if (ferror(f) || *bytes > FILE_BYTES_MAX) {
         cli_say("%s: %s", name, ferror(f) ? strerror(errno) : "larger than 16 MiB");
         free(text);

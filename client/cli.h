@@ -83,6 +83,10 @@ char *cli_read_file(const char *path, size_t *bytes);
 
 int64_t cli_deadline_ns(const cli *c);
 
+/* true: Ctrl-C ends the program at once; false, as main begins: it waits for
+ * session_interrupted. For reading input, where there is no call to end. */
+void cli_let_interrupt(bool on);
+
 extern const command command_generate, command_chat, command_tokenize, command_detokenize,
     command_info, command_status, command_health, command_abort, command_bench;
 #endif

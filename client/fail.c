@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "client/json.h"
+#include "client/output.h"
 #include "client/session.h"
 #include "google/rpc/error_details.pb-c.h"
 #include "google/rpc/status.pb-c.h"
@@ -120,7 +121,8 @@ int fail_report(const cli *c, const rpc_result *r) {
     (void)fflush(stdout);
     details d = unpack_details(r);
     if (c->json) print_json(r, &d);
-    if (!r->reached && r->code == GRPC_STATUS_UNAVAILABLE) {
+    /* UNKNOWN: an address that gRPC makes no channel of. */
+    if (!r->reached && (r->code == GRPC_STATUS_UNAVAILABLE || r->code == GRPC_STATUS_UNKNOWN)) {
         cli_say("no server at %s: start one with inferd --model FILE, or name another by --server",
                 c->rpc.server);
         cli_say("(%s)", r->message);
@@ -130,8 +132,11 @@ int fail_report(const cli *c, const rpc_result *r) {
     cli_say("%s: %s", rpc_code_name(r->code), *r->message ? r->message : "(no message)");
     for (size_t i = 0; d.bad && i < d.bad->n_field_violations; i++) {
         const Google__Rpc__BadRequest__FieldViolation *v = d.bad->field_violations[i];
-        fprintf(stderr, "  %.*s: %.*s\n", (int)v->field.len, (const char *)v->field.data,
-                (int)v->description.len, (const char *)v->description.data);
+        fputs("  ", stderr);
+        output_write_line(stderr, v->field.data, v->field.len);
+        fputs(": ", stderr);
+        output_write_line(stderr, v->description.data, v->description.len);
+        fputc('\n', stderr);
     }
     print_advice(r, &d);
     free_details(&d);

@@ -3,9 +3,16 @@
 #include <string.h>
 
 #include "client/json.h"
+#include "client/output.h"
 #include "client/request.h"
 #include "client/session.h"
 #include "grpc/health/v1/health.pb-c.h"
+
+static void print_field(const char *name, const char *value) {
+    printf("%-22s ", name);
+    output_write_line(stdout, value, strlen(value));
+    putchar('\n');
+}
 
 /* "name: value" a line; texts of more than one line are left to --json. */
 static void print_fields(const ProtobufCMessage *m) {
@@ -19,7 +26,7 @@ static void print_fields(const ProtobufCMessage *m) {
         if (strchr(shown, '\n'))
             printf("%-22s (%zu bytes, see --json)\n", name, strlen(shown));
         else
-            printf("%-22s %s\n", name, shown);
+            print_field(name, shown);
         free(text);
     }
     json_decref(all);
@@ -104,7 +111,8 @@ static void print_health(const health *h, const char *service, size_t service_by
         (void)json_object_set_new(j, "status", json_string(name));
         json_print_line(j);
     } else {
-        printf("%-24.*s %s\n", (int)service_bytes, service_bytes ? service : "", name);
+        output_write_line(stdout, service, service_bytes);
+        printf("%*s %s\n", service_bytes < 24 ? 24 - (int)service_bytes : 0, "", name);
         (void)fflush(stdout);
     }
 }

@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/streams.h"
 #include "client/cli.h"
+#include "client/output.h"
 
 static const command *const commands[] = {
     &command_generate, &command_chat,   &command_tokenize, &command_detokenize, &command_info,
@@ -52,6 +54,7 @@ static int run(cli *c, int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    streams_keep_standard();
     (void)setlocale(LC_CTYPE, "");
     /* Ctrl-C stays pending until a call looks for it (session_interrupted): no handler, no global.
      * Set before gRPC starts threads, so that they inherit it. */
@@ -66,7 +69,11 @@ int main(int argc, char **argv) {
     const char *server = getenv("INFERCTL_SERVER");
     c->rpc.server = server && *server ? server : "127.0.0.1:50051";
     int code = run(c, argc, argv);
-    if (fflush(stdout) != 0 && code == CLI_OK) code = CLI_FAILED; /* the reader has gone */
+    /* Whoever closed the pipe knows; a full disk has to be told. */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code != CLI_INTERRUPTED) {
+        if (!output_reader_gone()) cli_say("standard output: it cannot be written");
+        code = CLI_FAILED;
+    }
     cli_deinit(c);
     free(c);
     rpc_deinit();

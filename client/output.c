@@ -1,8 +1,10 @@
 #include "client/output.h"
 
+#include <poll.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/utf8.h"
 
@@ -46,6 +48,28 @@ void output_write_terminal(FILE *f, const void *data, size_t bytes, bool termina
             (void)fwrite(s + i, 1, n, f);
         i += n;
     }
+}
+
+void output_write_line(FILE *f, const void *data, size_t bytes) {
+    const char *s = data;
+    for (size_t i = 0; i < bytes;) {
+        uint32_t cp;
+        const size_t n = utf8_decode(s + i, bytes - i, &cp);
+        if (cp == UTF8_BAD || cp == '\n' || cp == '\t' || obeyed_by_terminals(cp))
+            fputc(' ', f);
+        else
+            (void)fwrite(s + i, 1, n, f);
+        i += n;
+    }
+}
+
+bool output_reader_gone(void) {
+    struct pollfd out = {.fd = STDOUT_FILENO}; /* POLLERR and POLLHUP are always asked for */
+    return poll(&out, 1, 0) == 1 && out.revents != 0;
+}
+
+bool output_lost(void) {
+    return ferror(stdout) || output_reader_gone();
 }
 
 void output_usage(const Inferd__V1__Usage *u, int reason) {

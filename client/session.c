@@ -7,10 +7,11 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "client/output.h"
 #include "grpc/health/v1/health.pb-c.h"
 #include "inferd/v1/inference.pb-c.h"
 
-enum { POLL_MS = 50 }; /* how late Ctrl-C may be noticed */
+enum { POLL_MS = 50 }; /* how late Ctrl-C or a closed pipe may be noticed */
 
 bool session_interrupted(void) {
     sigset_t set;
@@ -25,7 +26,7 @@ typedef struct running {
     const ProtobufCMessageDescriptor *type;
     message_handler *on_message;
     void *ctx;
-    bool ended, garbled, quiet;
+    bool ended, garbled, quiet, given_up;
     int exit_code;
     grpc_status_code code;
 } running;
@@ -66,12 +67,13 @@ static void run_call(running *r, const char *method, const ProtobufCMessage *req
     bool interrupted = false;
     while (!r->ended) {
         (void)rpc_loop_turn(r->s->loop, clock_now_ns() + POLL_MS * NS_PER_MS);
-        if (!r->ended && !interrupted && session_interrupted()) {
-            interrupted = r->quiet = true;
-            rpc_cancel(call);
-        }
+        if (r->ended || r->given_up) continue;
+        interrupted = session_interrupted();
+        if (!interrupted && !output_lost()) continue;
+        r->given_up = r->quiet = true;
+        rpc_cancel(call);
     }
-    if (interrupted) r->exit_code = CLI_INTERRUPTED;
+    if (r->given_up) r->exit_code = interrupted ? CLI_INTERRUPTED : CLI_FAILED;
     if (r->garbled && r->exit_code == CLI_OK) {
         cli_say("the server's answer is not what this client understands (another version?)");
         r->exit_code = CLI_FAILED;
@@ -149,7 +151,7 @@ static int wait_until_serving(session *s) {
         int code = ask_quietly(s, METHOD_HEALTH_CHECK, &check.base,
                                &grpc__health__v1__health_check_response__descriptor, keep_serving,
                                &serving, until);
-        if (code == CLI_INTERRUPTED) return code;
+        if (code == CLI_INTERRUPTED || output_lost()) return code;
         if (serving) break;
         double progress = 0;
         Inferd__V1__EngineStatusRequest ask = INFERD__V1__ENGINE_STATUS_REQUEST__INIT;

@@ -28,8 +28,9 @@ typedef void message_handler(void *ctx, const ProtobufCMessage *m);
 int session_open(session *s, cli *c);
 void session_close(session *s);
 
-/* Runs a call to its end. Each message is unpacked as `type` and borrowed by on_message. Returns
- * CLI_OK or the exit code after saying why. */
+/* Runs a call to its end, or cancels it: at Ctrl-C, and when nobody reads standard output any
+ * more. Each message is unpacked as `type` and borrowed by on_message. Returns CLI_OK or the exit
+ * code after saying why. */
 int session_call(session *s, const char *method, const ProtobufCMessage *request,
                  const ProtobufCMessageDescriptor *type, message_handler *on_message, void *ctx);
 /* The same for one answer: *out is owned (protobuf_c_message_free_unpacked). */

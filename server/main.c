@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/streams.h"
 #include "config/config.h"
 #include "server/admin.h"
 #include "server/drain.h"
@@ -170,6 +171,7 @@ int main(int argc, char *argv[]) {
     error err;
     sigset_t signals;
 
+    streams_keep_standard();
     if (config_load(argc, argv, environ, &c, &action, &err) != OK)
         return refuse(EXIT_BAD_USAGE, err.text);
     switch (action) {
