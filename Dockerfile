@@ -9,16 +9,18 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
 WORKDIR /src
 COPY cmake cmake
 COPY scripts scripts
-# The gRPC core changes seldom: a layer of its own.
+# What is built from source changes seldom: layers of their own.
 RUN INFERD_GRPC_DIR=/opt/grpc-core scripts/build_grpc.sh
+RUN INFERD_MICROHTTPD_DIR=/opt/microhttpd scripts/build_microhttpd.sh
 COPY . .
 
 FROM build AS build-cpu
-RUN cmake --preset static -DINFERD_GRPC=bundled -DINFERD_GRPC_DIR=/opt/grpc-core && \
+RUN cmake --preset static -DINFERD_GRPC=bundled -DINFERD_GRPC_DIR=/opt/grpc-core -DINFERD_MICROHTTPD_DIR=/opt/microhttpd && \
     cmake --build --preset static -- inferd inferctl && scripts/image_root.sh build/static /image
 
 FROM build AS build-cuda
-RUN INFERD_CUDA_OPTIONS="-DINFERD_STATIC=ON -DINFERD_GRPC=bundled -DINFERD_GRPC_DIR=/opt/grpc-core" scripts/build_cuda.sh && \
+RUN INFERD_CUDA_OPTIONS="-DINFERD_STATIC=ON -DINFERD_GRPC=bundled -DINFERD_GRPC_DIR=/opt/grpc-core -DINFERD_MICROHTTPD_DIR=/opt/microhttpd" \
+    scripts/build_cuda.sh && \
     scripts/image_root.sh build/cuda-all /image
 
 FROM scratch AS cpu

@@ -91,9 +91,22 @@ def check_metric_names():
     return len(set(used))
 
 
+def check_image():
+    """The image's recipe runs every script that a build in it asks for, and takes no build tree of this machine."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    wanted = set(re.findall(r"run (scripts/\w+\.sh) first", "".join(p.read_text() for p in (ROOT / "cmake").glob("*.cmake"))))
+    for script in sorted(wanted):
+        if not re.search(rf"^RUN .*{script}", dockerfile, re.M):
+            problems.append(f"Dockerfile: {script} is not run")
+    ignored = ROOT / ".dockerignore"
+    if not ignored.exists() or "build" not in ignored.read_text().split():
+        problems.append(".dockerignore: build is copied into the image")
+
+
 json.loads((ROOT / "deploy/grafana/inferd.json").read_text())
 n_manifests, n_metrics = check_manifests(), check_metric_names()
 check_probe_arithmetic()
+check_image()
 for line in problems:
     print(line)
 print(f"{n_manifests} manifests, {n_metrics} metrics, {len(problems)} problems")
