@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Builds a current gRPC C core (1.85.1, hash-pinned) into the cache, for -DINFERD_GRPC=bundled: about 4 minutes on two cores.
-# Does nothing when it is there already.
+# Does nothing when it is there already, built by the same recipe (cmake/grpc).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 out="${INFERD_GRPC_DIR:-$CACHE/grpc-1.85.1}"
-[ -f "$out/lib/libgrpc_core.a" ] && { echo "gRPC core: $out"; exit 0; }
+if [ -f "$out/lib/libgrpc_core.a" ] && diff -rq cmake/grpc "$out/share/recipe" >/dev/null 2>&1; then
+    echo "gRPC core: $out"
+    exit 0
+fi
 
 need_packages $BUILD_PACKAGES clang g++ zlib1g-dev python3-venv
 work="$CACHE/grpc-build"

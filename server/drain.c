@@ -5,12 +5,13 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "server/rpc.h"
 
 /* The port must go though streams still run: a balancer that counts connections (nginx least_conn)
- * would give every new call to the one that refuses at once. But what core finds arriving on a port
- * that is shut it ends as CANCELLED, which no retry policy repeats. So the port stays for NOTICE_MS
- * after readiness fell: callers who watch the health service (swept every RPC_SWEEP_MS) have left
- * by then. */
+ * would give every new call to the one that refuses at once. It stays for NOTICE_MS after readiness
+ * fell: callers who watch the health service (swept every RPC_SWEEP_MS) have left by then, and the
+ * distribution's core ends as CANCELLED, which no retry policy repeats, what arrives on a port that
+ * is shut. The bundled one lets us answer for RPC_LEAVE_MS more. */
 enum { TICK_MS = 20, HURRY_S = 2, LAST_WORDS_S = 2, NOTICE_MS = 250 };
 
 /* Waits a tick; true: another SIGTERM or SIGINT came. */
@@ -27,6 +28,10 @@ static int64_t sooner(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+static int64_t later(int64_t a, int64_t b) {
+    return a < b ? b : a;
+}
+
 void drain_run(server *s, engine *e, int drain_delay_s, int drain_s) {
     const int64_t start = clock_now_ns();
     int64_t admit_until = start + drain_delay_s * NS_PER_S;
@@ -37,10 +42,11 @@ void drain_run(server *s, engine *e, int drain_delay_s, int drain_s) {
     const int64_t told = server_n_calls(s) > 0 ? start + NOTICE_MS * NS_PER_MS : start;
     for (;;) {
         const int64_t now = clock_now_ns();
-        const bool shut = now >= admit_until && now >= told;
+        const int64_t shut = later(admit_until, told);
         if (now >= admit_until) server_stop_admission(s);
-        if (shut) server_stop_listening(s);
-        if (now >= run_until || (shut && server_n_generating(s) == 0)) break;
+        if (now >= shut) server_stop_listening(s);
+        const bool left = now >= shut + RPC_LEAVE_MS * NS_PER_MS;
+        if (now >= run_until || (left && server_n_generating(s) == 0)) break;
         if (tick()) {
             log_event(LOG_INFO, "drain_hurry", LOG_INT("limit_s", HURRY_S));
             admit_until = now;

@@ -18,6 +18,10 @@
 #include "server/call.h"
 #include "server/stream.h"
 
+#ifdef INFERD_GRPC_BUNDLED
+void grpc_core_server_retire(grpc_server *server); /* cmake/grpc/retire.cc */
+#endif
+
 void rpc_item_add(rpc_thread *t, rpc_item *i) {
     i->next = t->items;
     i->at = &t->items;
@@ -265,9 +269,24 @@ static void shut_port(rpc_port *p) {
     grpc_server_shutdown_and_notify(p->grpc, p->rpc->threads[0].cq, &p->shut);
 }
 
+/* Shutting a port makes core end as CANCELLED, which no retry policy repeats, the calls that reach
+ * it before their client has read the GOAWAY (FilterStackCall::ExternalUnref, called for each by
+ * Server::CallData::StartNewRpc). The bundled core can be made to say goodbye first, and we go on
+ * answering; a second time, for those whose handshake had just ended. */
+static void retire_port(rpc_port *p) {
+#ifdef INFERD_GRPC_BUNDLED
+    enum { GOODBYES = 2 };
+    if (p->shutting || p->n_goodbyes == GOODBYES) return;
+    p->n_goodbyes++;
+    grpc_core_server_retire(p->grpc);
+#else
+    shut_port(p);
+#endif
+}
+
 void rpc_stop_listening(rpc *r) {
     for (int i = 0; i < r->n_ports; i++)
-        if (!r->ports[i].health_only) shut_port(&r->ports[i]);
+        if (!r->ports[i].health_only) retire_port(&r->ports[i]);
 }
 
 /* The shutdown tag may come while calls still live, and shutting a queue then aborts at the next

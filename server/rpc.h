@@ -17,6 +17,14 @@ typedef struct rpc_item {
 
 enum { RPC_SWEEP_MS = 100 };
 
+/* After rpc_stop_listening: time for the GOAWAY to arrive, before rpc_close cancels what still
+ * comes. No use with a core that cancels at once. */
+#ifdef INFERD_GRPC_BUNDLED
+enum { RPC_LEAVE_MS = 200 };
+#else
+enum { RPC_LEAVE_MS = 0 };
+#endif
+
 typedef struct rpc_thread {
     struct rpc *rpc;
     grpc_completion_queue *cq;
@@ -47,7 +55,8 @@ typedef struct rpc_port {
     bool health_only;
     void *registered[RPC_METHODS_MAX];
     rpc_tag shut;
-    bool shutting; /* main's alone */
+    bool shutting; /* main's alone, as is the next */
+    int n_goodbyes;
     _Atomic bool is_shut;
 } rpc_port;
 
@@ -62,8 +71,9 @@ typedef struct rpc {
 
 /* Binds, starts. s->address gets the bound main address. E_IO. */
 BASE_MUST_USE status rpc_open(server *s, rpc **out, error *err);
-/* The main port takes no connection and no call any more, peers are told (GOAWAY), its calls go on;
- * the health port stays. Main thread; once is enough, again is harmless. */
+/* The main port takes no connection any more, peers are told (GOAWAY), its calls go on; the health
+ * port stays. Calls that are under way are answered with the bundled core, ended as CANCELLED by
+ * the distribution's. Main thread; to be called again and again while the drain lasts. */
 void rpc_stop_listening(rpc *r);
 /* Stops accepting, cancels what is left, waits for all calls, joins. NULL is legal. */
 void rpc_close(rpc *r);

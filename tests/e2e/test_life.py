@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+import abuse
 import harness
 from harness import FAULTS, INFERD, MODEL, SLOW, Server, background, generate, ids_request, pb, refused, rpc, text_request, wait_for
 
@@ -189,6 +190,47 @@ def test_the_port_closes_while_streams_finish():
         assert s.process.poll() is None, "the stream still runs"
         messages += call
         assert harness.Answer(messages).reason == pb.FINISH_REASON_MAX_TOKENS
+        assert s.wait_exit(20) == 0
+
+
+def read_frame(sock):
+    """(kind, stream, payload) of the next HTTP/2 frame."""
+    def exactly(n):
+        data = b""
+        while len(data) < n:
+            more = sock.recv(n - len(data))
+            assert more, "the connection is closed"
+            data += more
+        return data
+    head = exactly(9)
+    return head[3], int.from_bytes(head[5:], "big"), exactly(int.from_bytes(head[:3], "big"))
+
+
+def test_a_call_that_crosses_the_goaway():
+    """It was sent before its client could know. The bundled core lets us refuse it so that it can be repeated elsewhere; the
+    distribution's cancels it."""
+    with Server({"server.drain_s": 60, "engine.kv_blocks": 256}) as s:
+        call = s.stub.Generate(ids_request(LONG, 6000))  # keeps the drain going
+        next(call)
+        host, port = s.address.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), 10 * SLOW) as sock:
+            sock.sendall(abuse.PREFACE + abuse.frame(abuse.SETTINGS, 0, 0) + abuse.frame(abuse.SETTINGS, abuse.ACK, 0))
+            assert read_frame(sock)[0] == abuse.SETTINGS
+            s.signal(signal.SIGTERM)
+            goaway = 7
+            while read_frame(sock)[0] != goaway:
+                pass
+            sock.sendall(abuse.frame(abuse.HEADERS, abuse.END_HEADERS, 1, abuse.request_headers(harness.GENERATE.encode())) +
+                         abuse.frame(abuse.DATA, abuse.END_STREAM, 1, bytes(5)))
+            kind = stream = None
+            while (kind, stream) != (abuse.HEADERS, 1):
+                kind, stream, payload = read_frame(sock)
+        bundled = harness._option("INFERD_GRPC") == "bundled"
+        status = C.UNAVAILABLE if bundled else C.CANCELLED
+        text = str(status.value[0]).encode()
+        assert b"grpc-status" + bytes([len(text)]) + text in payload, payload
+        assert (b"grpc-retry-pushback-ms" in payload) == bundled
+        call.cancel()
         assert s.wait_exit(20) == 0
 
 
