@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/utf8.h"
 
 static struct {
     log_level min_level; /* constant after log_init */
@@ -22,6 +23,7 @@ static struct {
 typedef struct line {
     char s[LOG_LINE_MAX];
     size_t n;
+    bool full; /* something did not fit */
 } line;
 
 static const char *const level_names[] = {"debug", "info", "warn", "error", "info"};
@@ -35,10 +37,15 @@ uint64_t log_dropped(void) {
     return atomic_load_explicit(&logger.dropped, memory_order_relaxed);
 }
 
-/* One byte is kept for the newline, two for a closing quote and brace. */
+/* For what all fields share: the newline and a closing brace come after it. */
+enum { ROOM = LOG_LINE_MAX - 2 };
+
+/* All of it or nothing. */
 static void put(line *l, const char *s, size_t n) {
-    const size_t room = LOG_LINE_MAX - 4 - l->n;
-    if (n > room) n = room;
+    if (n > ROOM - l->n) {
+        l->full = true;
+        return;
+    }
     memcpy(l->s + l->n, s, n);
     l->n += n;
 }
@@ -48,40 +55,40 @@ static void put_text(line *l, const char *s) {
 }
 
 static bool needs_quotes(const char *s) {
-    if (*s == '\0') return true;
+    if (*s == '\0' || !utf8_valid(s, strlen(s))) return true;
     for (; *s != '\0'; s++)
         if ((unsigned char)*s <= 0x20 || *s == '"' || *s == '=' || *s == '\\' || *s == 0x7F)
             return true;
     return false;
 }
 
+/* Valid UTF-8 whatever s holds: names of files and certificates are bytes, and one of them must not
+ * make a line unreadable. Nothing is cut within a character or an escape. */
 static void put_escaped(line *l, const char *s) {
-    char hex[8];
-    for (; *s != '\0'; s++) {
+    char out[8];
+    size_t n;
+    for (size_t left = strlen(s); left > 0; left -= n, s += n) {
         const unsigned char c = (unsigned char)*s;
-        if (c == '"' || c == '\\') {
-            const char pair[2] = {'\\', (char)c};
-            put(l, pair, 2);
-        } else if (c < 0x20 || c == 0x7F) {
-            (void)snprintf(hex, sizeof hex, "\\u%04x", c);
-            put(l, hex, 6);
-        } else {
-            put(l, s, 1);
-        }
+        uint32_t cp;
+        n = utf8_decode(s, left, &cp);
+        int len = (int)n;
+        if (c == '"' || c == '\\')
+            len = snprintf(out, sizeof out, "\\%c", c);
+        else if (c < 0x20 || c == 0x7F || cp == UTF8_BAD)
+            len = snprintf(out, sizeof out, "\\u%04x", cp == UTF8_BAD ? 0xFFFDU : c);
+        else
+            memcpy(out, s, n);
+        if ((size_t)len + 1 > ROOM - l->n) return; /* a quote follows */
+        put(l, out, (size_t)len);
     }
 }
 
 static void put_string(line *l, const char *s) {
     if (s == NULL) s = "";
     const bool quote = logger.json || needs_quotes(s);
-    if (!quote) {
-        put_text(l, s);
-        return;
-    }
-    put(l, "\"", 1);
+    if (quote) put(l, "\"", 1);
     put_escaped(l, s);
-    if (l->n >= LOG_LINE_MAX - 4) l->n = LOG_LINE_MAX - 5;
-    l->s[l->n++] = '"';
+    if (quote) put(l, "\"", 1);
 }
 
 static void put_value(line *l, const log_field *f) {
@@ -110,7 +117,9 @@ static void put_value(line *l, const log_field *f) {
     put_text(l, num);
 }
 
+/* A long string is cut; a field that then has no room is left out, whole. */
 static void put_pair(line *l, const log_field *f) {
+    const size_t before = l->n;
     if (logger.json) {
         put_text(l, ",\"");
         put_text(l, f->key);
@@ -121,6 +130,8 @@ static void put_pair(line *l, const log_field *f) {
         put_text(l, "=");
     }
     put_value(l, f);
+    if (l->full) l->n = before;
+    l->full = false;
 }
 
 static void write_line(const line *l) {

@@ -2,16 +2,30 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
+
+#include "base/utf8.h"
+
+/* One line of valid UTF-8, whatever a file or its name holds: it goes into logs and to clients. */
+static void make_printable(char *s) {
+    size_t n;
+    for (size_t left = strlen(s); left > 0; left -= n, s += n) {
+        uint32_t cp;
+        n = utf8_decode(s, left, &cp);
+        if (cp == UTF8_BAD || cp < 0x20 || cp == 0x7F) memset(s, '?', n);
+    }
+}
 
 status error_set(error *err, status code, const char *fmt, ...) {
     if (err == NULL) return code;
     err->code = code;
     va_list args;
     va_start(args, fmt);
-    (void)vsnprintf(err->text, sizeof err->text, fmt, args);
+    const int wanted = vsnprintf(err->text, sizeof err->text, fmt, args);
     va_end(args);
-    for (char *c = err->text; *c != '\0'; c++) /* one line, whatever a file's name holds */
-        if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
+    if (wanted >= ERROR_TEXT_MAX)
+        err->text[utf8_complete_prefix(err->text, ERROR_TEXT_MAX - 1)] = '\0';
+    make_printable(err->text);
     return code;
 }
 

@@ -109,8 +109,10 @@ static status take_input(stream *s, const Inferd__V1__GenerateRequest *m, violat
     } else if (m->input_case == INFERD__V1__GENERATE_REQUEST__INPUT_CHAT) {
         field = "chat";
         if (!model->chat) {
+            char text[ERROR_TEXT_MAX + 8];
+            snprintf(text, sizeof text, "chat: %s", model->chat_problem);
             r->kind = REFUSE_UNIMPLEMENTED;
-            snprintf(r->message, sizeof r->message, "chat: %s", model->chat_problem);
+            utf8_copy(r->message, sizeof r->message, text);
             return OK;
         }
         e = encode_chat(model, m->chat, v->arena, s, v, &err);

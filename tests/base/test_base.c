@@ -103,8 +103,8 @@ END_TEST
 
 START_TEST(utf8_copies_whole_characters) {
     char out[5];
-    static const char *const in[] = {"", "abcd", "abcde", "abc\xC3\xA4", "ab\xC3\xA4z",
-                                     "a\xF0\x9F\xA6\x99"};
+    static const char *const in[] = {
+        "", "abcd", "abcde", "abc\xC3\xA4", "ab\xC3\xA4z", "a\xF0\x9F\xA6\x99"};
     static const char *const want[] = {"", "abcd", "abcd", "abc", "ab\xC3\xA4", "a"};
     for (size_t i = 0; i < sizeof in / sizeof *in; i++) {
         utf8_copy(out, sizeof out, in[i]);
@@ -170,6 +170,21 @@ START_TEST(errors_are_one_line) {
     ck_assert_int_eq(error_set(&e, E_IO, "file %s", "a\nb"), E_IO);
     ck_assert_str_eq(e.text, "file a?b");
     ck_assert_int_eq(error_set(NULL, E_NOMEM, "x"), E_NOMEM);
+    (void)error_set(&e, E_IO, "%s",
+                    "a\xFF"
+                    "b\xE2\x82"); /* the half of a character */
+    ck_assert_str_eq(e.text, "a?b??");
+    (void)error_set(&e, E_IO, "%.3s", "a\xE2\x82\xAC");
+    ck_assert_str_eq(e.text, "a??");
+    char text[ERROR_TEXT_MAX + 8];
+    for (int i = 0; i < 4; i++) { /* cut at each place of a character of three bytes */
+        memset(text, 'x', sizeof text);
+        text[ERROR_TEXT_MAX + 2] = '\0';
+        memcpy(text + ERROR_TEXT_MAX - 1 - i, "\xE2\x82\xAC", 3);
+        (void)error_set(&e, E_IO, "%s", text);
+        ck_assert_uint_eq(strlen(e.text), (size_t)ERROR_TEXT_MAX - 1 - (i < 3 ? (size_t)i : 0));
+        ck_assert(utf8_valid(e.text, strlen(e.text)) && !strchr(e.text, '?'));
+    }
 }
 END_TEST
 
@@ -186,6 +201,5 @@ int main(void) {
     tcase_add_test(t, sha256_matches_fips);
     tcase_add_test(t, checked_arithmetic);
     tcase_add_test(t, errors_are_one_line);
-    tcase_set_timeout(t, 60);
     return check_run("base", t);
 }

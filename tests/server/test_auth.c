@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/limits.h"
+#include "base/utf8.h"
 #include "server/auth.h"
 #include "tests/check_main.h"
 
@@ -354,7 +355,20 @@ START_TEST(certificates_are_tenants) {
     ck_assert(auth_certificate(a, name, sizeof name - 1, &last));
     ck_assert_uint_eq(strlen(again.name), TENANT_NAME_BYTES);
     ck_assert(again.tenant != last.tenant && again.id != last.id);
-    for (int i = 4; i < LIMIT_ACCOUNTS; i++) {
+    /* The name that is shown is text, whatever a certificate holds and wherever it is cut. */
+    for (size_t n = 0; n < 4; n++) {
+        memset(name, 'x', n);
+        for (size_t at = n; at + 3 <= sizeof name; at += 3) memcpy(name + at, "\xE2\x82\xAC", 3);
+        ck_assert(auth_certificate(a, name, n + 120, &last));
+        ck_assert_uint_eq(strlen(last.name), n + (TENANT_NAME_BYTES - n) / 3 * 3);
+        ck_assert(utf8_valid(last.name, strlen(last.name)));
+        memset(name + n, 0xFF, 40);
+        ck_assert(auth_certificate(a, name, n + 40, &last));
+        ck_assert_uint_eq(strlen(last.name), n + (TENANT_NAME_BYTES - n) / 3 * 3);
+        ck_assert(utf8_valid(last.name, strlen(last.name)));
+        ck_assert_ptr_nonnull(last.tenant);
+    }
+    for (int i = 12; i < LIMIT_ACCOUNTS; i++) {
         const int len = snprintf(name, sizeof name, "%d", i);
         ck_assert(auth_certificate(a, name, (size_t)len, &last));
         ck_assert_ptr_nonnull(last.tenant);
