@@ -521,7 +521,7 @@ static Suite *suite(void) {
     (void)config_keys(&n);
     Suite *s = suite_create("config");
     TCase *tc = tcase_create("config");
-    tcase_set_timeout(tc, 60);
+    tcase_set_timeout(tc, TEST_LIMIT_S);
     tcase_add_loop_test(tc, every_key_can_be_set_from_every_source, 0, n);
     tcase_add_loop_test(tc, values_out_of_range_are_refused_and_named, 0, n);
     tcase_add_test(tc, flags_win_over_environment_over_file_over_default);

@@ -287,6 +287,7 @@ static status wait_step(backend *b, sampled *out) {
     fake *f = (fake *)b;
     assert(f->n_queued > f->n_waited && f->now == NULL);
     if (f->o.step_us > 0) nanosleep(&(struct timespec){.tv_nsec = 1000L * f->o.step_us}, NULL);
+    if (f->o.in_step != NULL) f->o.in_step(f->o.in_step_ctx);
     const flight *r = &f->ring[f->n_waited % DEPTH_MAX];
     f->n_waited++;
     if (f->o.fault_step > 0 && f->n_waited >= f->o.fault_step) return E_DEVICE;

@@ -15,6 +15,8 @@ typedef struct fake_options {
     int fault_step;          /* wait_step of this step (from 1) reports E_DEVICE; 0: never */
     bool no_load, no_memory; /* load() refuses with E_UNSUPPORTED, reserve() with E_NOMEM */
     int nan_token;           /* a row that has this token in its history is not finite; 0: none */
+    void (*in_step)(void *ctx); /* if not NULL, called in every wait_step (fake_gate.h) */
+    void *in_step_ctx;
 } fake_options;
 
 enum { FAKE_VOCAB = 97 };

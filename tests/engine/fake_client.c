@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "tests/wait.h"
 
 static void note_token(client *c, const engine_event *e) {
     client_output *o = &c->out[e->choice];
@@ -91,7 +92,7 @@ void client_deinit(client *c) {
 bool client_wait(client *c) {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
-    t.tv_sec += 60;
+    t.tv_sec += WAIT_LIMIT_S;
     pthread_mutex_lock(&c->lock);
     int late = 0;
     while (!c->ended && late == 0) late = pthread_cond_timedwait(&c->changed, &c->lock, &t);
@@ -122,13 +123,20 @@ engine *client_engine(const fake_options *f, const engine_options *o, int contex
     return client_engine_on(fake_backend_open(f), o, context_length);
 }
 
-engine *client_engine_on(backend *b, const engine_options *o, int context_length) {
+engine *client_engine_unstarted(backend *b, const engine_options *o, int context_length) {
     const model_desc d = fake_model_desc(context_length);
     engine *e = NULL;
     error err;
-    status s = engine_open(b, &d, o, NULL, NULL, &e, &err);
+    const status s = engine_open(b, &d, o, NULL, NULL, &e, &err);
     assert(s == OK);
-    s = engine_start(e, &err);
+    (void)s;
+    return e;
+}
+
+engine *client_engine_on(backend *b, const engine_options *o, int context_length) {
+    engine *e = client_engine_unstarted(b, o, context_length);
+    error err;
+    const status s = engine_start(e, &err);
     assert(s == OK);
     (void)s;
     return e;
@@ -136,11 +144,12 @@ engine *client_engine_on(backend *b, const engine_options *o, int context_length
 
 bool client_engine_idle(engine *e) {
     engine_stats s;
-    for (int i = 0; i < 10000; i++) {
+    int64_t end_ns = 0;
+    do {
         engine_read_stats(e, &s);
-        if (s.running == 0 && s.waiting == 0 && s.kv_blocks_free == s.kv_blocks_total) return true;
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    }
+        if (s.running == 0 && s.waiting == 0 && s.kv_blocks_free == s.kv_blocks_total && !s.busy)
+            return true;
+    } while (wait_more(&end_ns));
     return false;
 }
 
@@ -156,10 +165,23 @@ engine_options client_options(int block_tokens, int kv_blocks) {
                             .n_eog_ids = 1};
 }
 
-bool client_run_all(engine *e, client *c, int n) {
+static bool submit_all(engine *e, client *c, int n) {
     for (int i = 0; i < n; i++)
         if (engine_submit(e, &c[i].request) != OK) return false;
+    return true;
+}
+
+static bool wait_all(engine *e, client *c, int n) {
     for (int i = 0; i < n; i++)
         if (!client_wait(&c[i])) return false;
     return client_engine_idle(e);
+}
+
+bool client_run_all(engine *e, client *c, int n) {
+    return submit_all(e, c, n) && wait_all(e, c, n);
+}
+
+bool client_start_with_all(engine *e, client *c, int n) {
+    error err;
+    return submit_all(e, c, n) && engine_start(e, &err) == OK && wait_all(e, c, n);
 }

@@ -40,7 +40,7 @@ typedef struct client {
 /* A greedy request for max_tokens after n_prompt pseudo-random tokens of seed. */
 void client_init(client *c, int n_prompt, int max_tokens, unsigned seed);
 void client_deinit(client *c);
-/* Until ENDED; false after 60 s. */
+/* Until ENDED; false after WAIT_LIMIT_S. */
 bool client_wait(client *c);
 bool client_ended(client *c);
 /* Forgets the outcome, so that the request can be submitted once more. */
@@ -50,11 +50,15 @@ void client_reset(client *c);
 engine_options client_options(int block_tokens, int kv_blocks);
 /* Submits all, waits for all, then for the engine to be idle; false when any of it fails. */
 bool client_run_all(engine *e, client *c, int n);
+/* The same, but the engine is started in between: it finds all of them waiting. */
+bool client_start_with_all(engine *e, client *c, int n);
 
-/* An engine around b (taken), started; never NULL. */
+/* An engine around b (taken), not started, and started; never NULL. */
+engine *client_engine_unstarted(backend *b, const engine_options *o, int context_length);
 engine *client_engine_on(backend *b, const engine_options *o, int context_length);
 /* Around a fake backend of its own. */
 engine *client_engine(const fake_options *f, const engine_options *o, int context_length);
-/* Waits until no request lives, then: every block is free. */
+/* Waits until no request lives, every block is free and the engine rests: then its numbers, which
+ * it publishes one by one, are all as the last request left them. False after WAIT_LIMIT_S. */
 bool client_engine_idle(engine *e);
 #endif

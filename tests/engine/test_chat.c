@@ -297,7 +297,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("chat");
-    tcase_set_timeout(tc, 120);
     tcase_add_test(tc, goldens_are_rendered);
     tcase_add_loop_test(tc, content_makes_no_control_token, 0, N_VOCABULARIES);
     tcase_add_test(tc, roles_make_no_control_token);

@@ -2,7 +2,6 @@
  * runs at both pipeline depths. Greedy streams are compared with an oracle, others with a run of
  * the request alone. */
 #include <math.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -11,6 +10,7 @@
 #include "tests/check_main.h"
 #include "tests/engine/fake_backend.h"
 #include "tests/engine/fake_client.h"
+#include "tests/engine/fake_gate.h"
 
 enum { MANY = 64, CONTEXT = 256 };
 
@@ -80,19 +80,21 @@ START_TEST(streams_equal_the_oracle) {
 }
 END_TEST
 
-/* Six are let in and need three times the pool: they push each other out, and nobody can tell. */
+/* Six are there from the start and need three times the pool: they push each other out, and nobody
+ * can tell. */
 START_TEST(preempted_equals_uninterrupted) {
     enum { N = 6 };
     engine_options o = client_options(16, 16);
     o.prefix_cache = _i / 2 % 2 == 0;
-    engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 50}, &o, CONTEXT);
+    engine *e = client_engine_unstarted(fake_backend_open(&(fake_options){.depth = depth_of(_i)}),
+                                        &o, CONTEXT);
     client *c = calloc(N, sizeof *c);
     int preemptions = 0;
     for (int i = 0; i < N; i++) {
         client_init(&c[i], 20 + i, 110, (unsigned)(i + 40));
         c[i].request.ignore_eos = true;
     }
-    run_all(e, c, N);
+    ck_assert(client_start_with_all(e, c, N));
     for (int i = 0; i < N; i++) {
         ck_assert_int_eq(c[i].out[0].n, 110);
         check_greedy(&c[i], i);
@@ -192,13 +194,14 @@ START_TEST(a_prefix_is_reused) {
 }
 END_TEST
 
-static void stop_at(client *c, const engine_event *e) {
-    if (e->kind == EVENT_TOKEN && c->out[0].n == 3) atomic_fetch_or(&c->request.choices_done, 1u);
-}
-
 START_TEST(every_reason_to_finish) {
     engine_options o = client_options(32, 64);
-    engine *e = client_engine(&(fake_options){.depth = depth_of(_i), .step_us = 100}, &o, CONTEXT);
+    fake_gate gate;
+    fake_gate_init(&gate);
+    fake_gate_open(&gate);
+    engine *e = client_engine(
+        &(fake_options){.depth = depth_of(_i), .in_step = fake_gate_pass, .in_step_ctx = &gate}, &o,
+        CONTEXT);
     client *c = calloc(5, sizeof *c);
     for (int i = 0; i < 5; i++) {
         client_init(&c[i], 10 + i, 0, (unsigned)(100 + i));
@@ -223,11 +226,16 @@ START_TEST(every_reason_to_finish) {
     ck_assert_int_eq(c[2].out[0].token[c[2].out[0].n - 1], stop);
     ck_assert_int_le(c[2].out[0].n, 5);
 
-    c[3].hook = stop_at; /* the text side found a stop string at the third token */
+    fake_gate_close(&gate);
     ck_assert_int_eq(engine_submit(e, &c[3].request), OK);
-    while (!client_ended(&c[3])) engine_wake(e);
+    fake_gate_let(&gate, 3);
+    fake_gate_wait_held(&gate);                      /* with the fourth token */
+    atomic_fetch_or(&c[3].request.choices_done, 1u); /* the text side found a stop string */
+    engine_wake(e);
+    fake_gate_open(&gate);
+    ck_assert(client_wait(&c[3]));
     ck_assert_int_eq(c[3].out[0].reason, FINISH_STOP_STRING);
-    ck_assert_int_lt(c[3].out[0].n, CONTEXT - 13);
+    ck_assert_int_eq(c[3].out[0].n, 4); /* at the next step boundary, also with one step ahead */
 
     c[4].request.time_limit_ns = clock_now_ns() - 1;
     run_all(e, &c[4], 1);
@@ -236,13 +244,13 @@ START_TEST(every_reason_to_finish) {
     ck_assert(c[4].started);
     for (int i = 0; i < 5; i++) client_deinit(&c[i]);
     engine_close(e);
+    fake_gate_deinit(&gate);
     free(c);
 }
 END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("engine");
-    tcase_set_timeout(tc, 240);
     tcase_add_loop_test(tc, streams_equal_the_oracle, 0, 48);
     tcase_add_loop_test(tc, preempted_equals_uninterrupted, 0, 4);
     tcase_add_loop_test(tc, together_equals_alone, 0, 6);

@@ -304,7 +304,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("gguf");
-    tcase_set_timeout(tc, 60);
     tcase_add_test(tc, values_are_read_by_type);
     tcase_add_test(tc, arrays_are_random_access);
     tcase_add_test(tc, tensors_are_placed);

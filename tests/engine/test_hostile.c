@@ -474,7 +474,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("hostile");
-    tcase_set_timeout(tc, 60);
     tcase_add_test(tc, the_valid_file_is_accepted);
     tcase_add_loop_test(tc, wrong_files_are_refused, 0, N_WRONG_FILES);
     return check_run("hostile", tc);

@@ -82,7 +82,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("pretokenize");
-    tcase_set_timeout(tc, 120);
     tcase_add_test(tc, equals_the_regular_expressions);
     tcase_add_loop_test(tc, pieces_cover_the_text, 0, 4);
     return check_run("pretokenize", tc);

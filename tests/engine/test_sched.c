@@ -494,7 +494,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("sched");
-    tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, invariants_hold_and_runs_repeat, 0, 300);
     tcase_add_test(tc, the_simulation_reaches_every_state);
     tcase_add_loop_test(tc, accounts_keep_their_bounds, 0, 200);

@@ -155,7 +155,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("nomem");
-    tcase_set_timeout(tc, 120);
     if (REPLACED) {
         tcase_add_loop_test(tc, tokenizer_survives_each_failure, 0, 2);
         tcase_add_test(tc, templates_survive_each_failure);

@@ -571,7 +571,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("tokenizer");
-    tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, rules_by_name, 0, 12);
     tcase_add_test(tc, literal_parts_make_no_special_token);
     tcase_add_test(tc, pieces_and_the_stream);

@@ -135,7 +135,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("goldens");
-    tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, encode_equals_the_reference, 0, N_NAMES);
     tcase_add_loop_test(tc, stream_equals_the_reference, 0, N_NAMES);
     return check_run("tokenizer_goldens", tc);

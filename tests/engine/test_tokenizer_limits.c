@@ -154,7 +154,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("limits");
-    tcase_set_timeout(tc, 280);
     tcase_add_loop_test(tc, time_is_linear, 0, N_TIMED);
     tcase_add_loop_test(tc, a_small_stack_is_enough, 0, N_NAMES);
     tcase_add_loop_test(tc, decoding_gives_the_text_back, 0, N_NAMES);

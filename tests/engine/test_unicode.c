@@ -114,7 +114,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("unicode");
-    tcase_set_timeout(tc, 120);
     tcase_add_test(tc, nfc_equals_the_reference);
     tcase_add_test(tc, every_composition_is_found);
     tcase_add_test(tc, map_leads_back);

@@ -265,7 +265,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("forward");
-    tcase_set_timeout(tc, 250);
     tcase_add_loop_test(tc, logits_do_not_depend_on_company, 0, 4 * N_VARIANTS);
     tcase_add_test(tc, copied_blocks_are_equal);
     tcase_add_test(tc, wrong_steps_are_refused);

@@ -176,7 +176,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("linear");
-    tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, products_are_right_and_the_same_everywhere, 0, N_WEIGHT_TYPES);
     tcase_add_loop_test(tc, bias_and_residual_are_added, 0, 2);
     tcase_add_loop_test(tc, values_that_are_not_finite_come_through, 0, N_WEIGHT_TYPES);

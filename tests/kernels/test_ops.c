@@ -316,7 +316,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("ops");
-    tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, rms_norm_follows_its_formula, 0, 7);
     tcase_add_test(tc, silu_follows_its_formula);
     tcase_add_loop_test(tc, quantising_is_within_half_a_step, 0, 40);

@@ -61,7 +61,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("pool");
-    tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, every_task_runs_once, 0, 4);
     tcase_add_test(tc, bounds_are_checked);
     return check_run("pool", tc);

@@ -273,7 +273,6 @@ END_TEST
 
 int main(void) {
     TCase *tc = tcase_create("sample");
-    tcase_set_timeout(tc, 120);
     tcase_add_test(tc, golden_distributions_are_reproduced);
     tcase_add_loop_test(tc, draws_follow_the_distribution, 0, 4);
     tcase_add_test(tc, draws_depend_on_seed_and_position_only);
