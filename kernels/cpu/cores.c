@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "kernels/cpu/cgroup.h"
 #include "kernels/cpu/pool.h"
 
 /* One decimal number from a one-line file; -1 when it cannot be had. */
@@ -26,18 +27,6 @@ static int64_t topology(int cpu, const char *what) {
     return read_number(path);
 }
 
-/* cgroup v2: "max 100000" or "150000 100000" (microseconds of CPU a period). 0: no quota. */
-static int quota_cores(void) {
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (f == NULL) return 0;
-    int64_t quota = 0, period = 0;
-    const int n = fscanf(f, "%" SCNd64 " %" SCNd64, &quota, &period);
-    fclose(f);
-    if (n != 2 || quota <= 0 || period <= 0) return 0;
-    const int64_t cores = (quota + period - 1) / period;
-    return cores > POOL_THREADS_MAX ? POOL_THREADS_MAX : (int)cores;
-}
-
 int pool_default_threads(void) {
     cpu_set_t set;
     CPU_ZERO(&set);
@@ -54,7 +43,9 @@ int pool_default_threads(void) {
         for (int i = 0; i < n; i++) known = known || seen[i] == id;
         if (!known) seen[n++] = id;
     }
-    const int quota = quota_cores();
+    char own[CGROUP_PATH_MAX];
+    cgroup_own(own);
+    const int quota = cgroup_quota_cores(CGROUP_MOUNT, own);
     if (quota > 0 && n > quota) n = quota;
     return n < 1 ? 1 : n;
 }

@@ -3,12 +3,12 @@
 
 #include <assert.h>
 #include <inttypes.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "base/checked.h"
+#include "kernels/cpu/cgroup.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
@@ -31,14 +31,6 @@ void memory_unmap(memory *m) {
     *m = (memory){0};
 }
 
-static bool read_u64(const char *path, uint64_t *out) {
-    FILE *f = fopen(path, "re");
-    if (f == NULL) return false;
-    const bool ok = fscanf(f, "%" SCNu64, out) == 1; /* "max": no number, no limit */
-    fclose(f);
-    return ok;
-}
-
 void memory_share(uint64_t *total, uint64_t *available) {
     *total = *available = 0;
     FILE *f = fopen("/proc/meminfo", "re");
@@ -51,13 +43,9 @@ void memory_share(uint64_t *total, uint64_t *available) {
         }
         fclose(f);
     }
-    uint64_t limit = 0, used = 0;
-    if (read_u64("/sys/fs/cgroup/memory.max", &limit) &&
-        read_u64("/sys/fs/cgroup/memory.current", &used) && limit < *total) {
-        *total = limit;
-        const uint64_t left = limit > used ? limit - used : 0;
-        if (left < *available) *available = left;
-    }
+    char own[CGROUP_PATH_MAX];
+    cgroup_own(own);
+    cgroup_limit_memory(CGROUP_MOUNT, own, total, available);
 }
 
 void *memory_take(memory_cursor *c, size_t n, size_t size) {

@@ -17,7 +17,8 @@ typedef struct memory {
 memory memory_map(size_t bytes);
 void memory_unmap(memory *m); /* legal when empty */
 
-/* The RAM of the machine, or of the cgroup when that is less; and what of it is free. */
+/* The RAM of the machine, or of a cgroup around the process when that is less; and what of it is
+ * free. */
 void memory_share(uint64_t *total, uint64_t *available);
 
 /* A bump allocator over one mapping whose size was counted first. */
