@@ -40,6 +40,7 @@
 #define LIMIT_SEQUENCES              1024  /* engine.max_sequences */
 #define LIMIT_ACCOUNTS               4096  /* tenants since the start: they are never forgotten */
 #define LIMIT_STEP_TOKENS            16384 /* engine.max_step_tokens */
+#define LIMIT_THREADS                256   /* engine.threads */
 #define LIMIT_KV_BLOCK_TOKENS        32
 #define LIMIT_PREEMPTIONS_BEFORE_PIN 3
 #define LIMIT_PREFILL_SLICE_MS       25  /* a prefill chunk adds about this much to a decode step */

@@ -105,7 +105,7 @@ typedef enum config_action {
 
 /* Reads everything: arguments, environment (envp: NULL-terminated `NAME=value`), file. On any
  * refusal returns not OK and err says where (file:line, variable or flag), which key and why: exit
- * code 2. --help and --version win over every other thing on the line and read no file. */
+ * code 2. --help and --version read no file and win over whatever stands behind them. */
 BASE_MUST_USE status config_load(int argc, char *const argv[], char *const envp[], config *out,
                                  config_action *action, error *err);
 

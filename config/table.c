@@ -70,7 +70,7 @@ static const config_key table[] = {
      .choices = "auto|cpu|cuda", .doc = "auto: cuda when it is built in and a device is there."},
     {"engine.device", KEY_INT, MEMBER(engine.device), RANGE(0, 63), .initial = "0",
      .doc = "Which GPU, as CUDA counts them."},
-    {"engine.threads", KEY_INT, MEMBER(engine.threads), RANGE(0, 1024), .initial = "0",
+    {"engine.threads", KEY_INT, MEMBER(engine.threads), RANGE(0, LIMIT_THREADS), .initial = "0",
      .doc = "Compute threads of the CPU backend; 0: the physical cores that the process may use."},
     {"engine.context_length", KEY_INT, MEMBER(engine.context_length), RANGE(0, LIMIT_CONTEXT),
      .initial = "0", .doc = "Longest sequence (prompt and output) in tokens; 0: the model's own."},

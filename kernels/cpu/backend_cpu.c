@@ -7,6 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/limits.h"
+
+_Static_assert((int)POOL_THREADS_MAX == LIMIT_THREADS, "the pool takes what engine.threads may be");
+
 static status cpu_wait_step(backend *base, sampled *out) {
     cpu_backend *b = (cpu_backend *)base;
     assert(!b->in_step);
