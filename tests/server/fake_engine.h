@@ -21,7 +21,8 @@ enum {
     FAKE_EOS = 257,
     FAKE_LONG = 258,
     FAKE_CONTEXT = 4096,
-    FAKE_MAX = 8192
+    FAKE_MAX = 8192,
+    FAKE_HELD_BYTES = 32 << 10
 };
 
 typedef struct fake_live {
@@ -39,8 +40,9 @@ struct engine {
     _Atomic bool quit, stop_all, frozen, device_fault;
     _Atomic int step_us, submit_status, eos_at,
         waiting; /* eos_at: every choice ends there; 0: never */
-    _Atomic int64_t heartbeat_ns;
-    _Atomic uint64_t steps, tokens, n_ended;
+    _Atomic int64_t heart_age_ns; /* its heart beat this long ago, whenever one looks: a starved
+                                     thread does not make it older */
+    _Atomic uint64_t steps, tokens, n_ended, n_looks; /* n_looks: of engine_read_stats */
     void (*on_step)(void *ctx, const step_report *r);
     void *on_step_ctx;
     backend_memory memory;
@@ -122,7 +124,6 @@ static void *fake_main(void *arg) {
         const int us = atomic_load(&e->step_us);
         nanosleep(&(struct timespec){.tv_nsec = us * 1000L}, NULL);
         if (atomic_load(&e->frozen)) continue;
-        atomic_store(&e->heartbeat_ns, clock_now_ns());
         pthread_mutex_lock(&e->lock);
         const int n = e->n_live;
         for (int i = 0; i < e->n_live;)
@@ -150,7 +151,6 @@ static engine *fake_engine_open(void (*on_step)(void *, const step_report *), vo
     e->on_step = on_step;
     e->on_step_ctx = ctx;
     atomic_store(&e->step_us, step_us);
-    atomic_store(&e->heartbeat_ns, clock_now_ns());
     const int failed = pthread_create(&e->thread, NULL, fake_main, e);
     assert(failed == 0);
     (void)failed;
@@ -188,9 +188,10 @@ int engine_context_length(const engine *e) {
     return (void)e, FAKE_CONTEXT;
 }
 void engine_read_stats(const engine *e, engine_stats *out) {
+    atomic_fetch_add(&((engine *)e)->n_looks, 1);
     *out = (engine_stats){.steps = atomic_load(&e->steps),
                           .generated_tokens = atomic_load(&e->tokens),
-                          .heartbeat_ns = atomic_load(&e->heartbeat_ns),
+                          .heartbeat_ns = clock_now_ns() - atomic_load(&e->heart_age_ns),
                           .waiting = (uint32_t)atomic_load(&e->waiting),
                           .device_fault = atomic_load(&e->device_fault),
                           .tokens_per_s = 1000};
@@ -198,11 +199,26 @@ void engine_read_stats(const engine *e, engine_stats *out) {
 
 /* --- tokenizer.h: byte = token --- */
 
+/* While it is shut, long texts are held in tokenizer_encode: whoever took one up does not come back
+ * before it is opened. */
+static struct fake_gate {
+    _Atomic bool shut;
+    _Atomic int n_inside;
+} fake_gate;
+
+static void fake_gate_pass(size_t n) {
+    if (n < FAKE_HELD_BYTES || !atomic_load(&fake_gate.shut)) return;
+    atomic_fetch_add(&fake_gate.n_inside, 1);
+    while (atomic_load(&fake_gate.shut)) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    atomic_fetch_sub(&fake_gate.n_inside, 1);
+}
+
 status tokenizer_encode(const tokenizer *t, const text_part *parts, int n_parts, unsigned flags,
                         token_list *out) {
     (void)t;
     size_t n = 1;
     for (int i = 0; i < n_parts; i++) n += parts[i].len;
+    fake_gate_pass(n);
     out->id = calloc(n, sizeof *out->id);
     out->start = out->with_offsets ? calloc(n, sizeof *out->start) : NULL;
     out->end = out->with_offsets ? calloc(n, sizeof *out->end) : NULL;
@@ -264,8 +280,10 @@ bool tokenizer_strips_leading_space(const tokenizer *t) {
 bool chat_template_supports_tools(const chat_template *c) {
     return (void)c, false;
 }
+static const char *fake_chat_error; /* NULL: another one */
 status chat_render(const chat_template *c, const chat_request *r, chat_text *out, error *err) {
     (void)c, (void)out;
+    if (fake_chat_error) return error_set(err, E_INVAL, "%s", fake_chat_error);
     return error_set(err, E_INVAL, "%d messages refused", r->n_messages);
 }
 void chat_text_free(chat_text *c) {
