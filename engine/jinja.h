@@ -251,6 +251,8 @@ const jinja_list *jinja_items(jinja *x, jinja_value v);
 const char *jinja_kind_name(jinja_value v); /* as Python's type names */
 bool jinja_is_number(jinja_value v);
 double jinja_number(jinja_value v);
+/* f without its fraction; fails when that is no int64. jinja_eval.c */
+jinja_value jinja_int_of(jinja *x, double f);
 
 /* ---- jinja_text.c: buffers, text of values, characters ---- */
 void jinja_append(jinja *x, jinja_buffer *b, const char *s, size_t len, int origin);

@@ -329,6 +329,10 @@ static jinja_value float_binary(jinja *x, int op, double a, double b) {
     return jinja_float(op == OP_MOD ? a - q * b : q);
 }
 
+jinja_value jinja_int_of(jinja *x, double f) {
+    return f > -9.2e18 && f < 9.2e18 ? jinja_int((int64_t)f) : overflow(x); /* NaN, too */
+}
+
 /* "%s and %d" % values: %s %r %d %i %% only. */
 static jinja_value format_percent(jinja *x, const jinja_str *s, jinja_value args) {
     const bool many = args.kind == JINJA_LIST && args.u.list->tuple;
@@ -356,7 +360,8 @@ static jinja_value format_percent(jinja *x, const jinja_str *s, jinja_value args
             } else if (c != 's' && !jinja_is_number(v)) {
                 return jinja_fail(x, E_INVAL, "%%d format: a number is required");
             } else {
-                jinja_append_value(x, &b, c == 's' ? v : jinja_int((int64_t)jinja_number(v)));
+                jinja_append_value(
+                    x, &b, c == 's' || v.kind == JINJA_INT ? v : jinja_int_of(x, jinja_number(v)));
             }
         }
     }

@@ -449,7 +449,8 @@ static jinja_value f_round(jinja *x, jinja_value v, const jinja_args *a) {
     if (jinja_equal(x, method, down)) return jinja_float(floor(f) / scale);
     if (v.kind == JINJA_FLOAT) return jinja_float(nearbyint(f) / scale);
     const int64_t i = v.kind == JINJA_BOOL ? v.u.b : v.u.i; /* stays an integer, as Python's */
-    return jinja_int(scale >= 1 ? i : (int64_t)nearbyint(nearbyint(f) / scale));
+    if (scale >= 1) return jinja_int(i);
+    return scale > 0 ? jinja_int_of(x, nearbyint(nearbyint(f) / scale)) : jinja_int(0);
 }
 
 static jinja_value f_safe(jinja *x, jinja_value v, const jinja_args *a) {

@@ -348,8 +348,40 @@ START_TEST(hostile_templates_end) {
 }
 END_TEST
 
+/* Integers have 64 bits here and no end in Python: what does not fit is refused, never wrapped. */
+START_TEST(numbers_at_the_edge) {
+    static const struct {
+        const char *source, *want; /* NULL: refused */
+    } all[] = {{"{{ '%d' % 3.99 }}", "3"},
+               {"{{ '%d' % -3.99 }}", "-3"},
+               {"{{ '%d' % (2**60 + 1) }}", "1152921504606846977"},
+               {"{{ '%d' % true }}", "1"},
+               {"{{ '%d' % 1e300 }}", NULL},
+               {"{{ '%i' % -1e19 }}", NULL},
+               {"{{ '%d' % (1e308 * 10) }}", NULL},
+               {"{{ '%d' % (1e308 * 10 - 1e308 * 10) }}", NULL},
+               {"{{ 25|round(-1) }}", "20"},
+               {"{{ 5|round(-400) }}", "0"},
+               {"{{ (2**62 - 1 + 2**62)|round(-1) }}", NULL},
+               {"{{ (2**62 - 1 + 2**62)|round(2) }}", "9223372036854775807"}};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        chat_text out = {0};
+        error err = {0};
+        const status s = render(all[i].source, NULL, &out, &err);
+        ck_assert_msg((s == OK) == (all[i].want != NULL), "%s: %s %s", all[i].source,
+                      status_name(s), out.text ? out.text : err.text);
+        if (s == OK)
+            ck_assert_msg(strcmp(out.text, all[i].want) == 0, "%s: %s", all[i].source, out.text);
+        else
+            ck_assert_msg(s == E_TOO_LARGE && strstr(err.text, "too large"), "%s", err.text);
+        chat_text_free(&out);
+    }
+}
+END_TEST
+
 int main(void) {
     TCase *tc = tcase_create("jinja");
+    tcase_add_test(tc, numbers_at_the_edge);
     tcase_add_test(tc, equals_jinja);
     tcase_add_loop_test(tc, origins_survive_everything, 0, N_ORIGINS);
     tcase_add_test(tc, unknown_constructs_are_named);
