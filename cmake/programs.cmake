@@ -17,6 +17,14 @@ if(client_sources)
   target_link_libraries(inferctl PRIVATE base proto_bytes grpc_core editline PkgConfig::jansson inferd_warnings)
 endif()
 
+# `cmake --install BUILD [--prefix DIR]`: the two programs and the licences of what is in them.
+foreach(program inferd inferctl)
+  if(TARGET ${program})
+    install(TARGETS ${program} RUNTIME)
+  endif()
+endforeach()
+install(FILES ${CMAKE_SOURCE_DIR}/NOTICE DESTINATION share/doc/inferd)
+
 if(INFERD_STATIC)
   foreach(program inferd inferctl)
     if(TARGET ${program})

@@ -1,7 +1,7 @@
 """The scripts on machines that lack something: what they say leads on."""
 import subprocess
 
-from harness import ROOT
+from harness import BUILD, ROOT
 
 
 def bash(text, **env):
@@ -31,3 +31,12 @@ def test_a_download_that_went_wrong_leaves_nothing(tmp_path):
         p = bash(fake + "fetch_model", INFERD_CACHE=str(cache), WORK=str(tmp_path))
         assert p.returncode == 1 and "error: the downloaded" in p.stderr, p
         assert list(cache.iterdir()) == [], p
+
+
+def test_install(tmp_path):
+    p = subprocess.run(["cmake", "--install", str(BUILD), "--prefix", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert p.returncode == 0, p.stderr
+    for program in ("inferd", "inferctl"):
+        p = subprocess.run([str(tmp_path / "bin" / program), "--version"], capture_output=True, text=True, timeout=20)
+        assert p.returncode == 0 and p.stdout.startswith(f"{program} "), p
+    assert (tmp_path / "share/doc/inferd/NOTICE").exists()
