@@ -59,7 +59,7 @@ struct server {
 server_phase server_state(const server *s);
 /* REFUSE_NONE when a call that needs the model may go on. generate: also needs admission. */
 refuse_kind server_gate(const server *s, bool generate);
-/* Milliseconds after which a refused call has a chance: backlog over measured rate, with jitter. */
+/* Milliseconds after which a refused call has a chance (server/backlog.h), with jitter. */
 int server_pushback_ms(const server *s);
 /* Others wait, and what they and then a newcomer of max_tokens are expected to take is longer than
  * its deadline. An estimate from what outputs, steps and the rate were of late. */

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "server/backlog.h"
 #include "server/context.h"
 #include "server/rpc.h"
 
@@ -146,6 +147,7 @@ void server_read_stats(const server *s, engine_stats *out) {
     out->generated_tokens -= b->generated_tokens;
     out->cached_prompt_tokens -= b->cached_prompt_tokens;
     out->preemptions -= b->preemptions;
+    out->stalled_steps -= b->stalled_steps;
 }
 
 double server_last_step_age_s(const server *s) {
@@ -177,42 +179,34 @@ void server_view(const server *s, metrics_view *out) {
     server_read_stats(s, &out->stats);
 }
 
-enum { PUSHBACK_MIN_MS = 50, PUSHBACK_MAX_MS = 30000, OUTPUT_GUESS = 64, EVIDENCE = 32 };
-
-/* One place gets free when a request ends: the queue moves at rate / mean output requests a second.
- */
-static double queue_ms(const server *s, const engine_stats *st) {
+static backlog backlog_of(const server *s) {
     const histogram *h = &s->metrics.output_tokens;
     const uint64_t n = histogram_count(h);
-    const double mean_tokens = n > 0 ? histogram_sum(h) / (double)n : OUTPUT_GUESS;
-    const double rate = st->tokens_per_s > 1 ? st->tokens_per_s : 1;
-    return 1000.0 * (double)st->waiting * mean_tokens / rate;
+    engine_stats st;
+    engine_read_stats(s->model.engine, &st);
+    return (backlog){.waiting = st.waiting,
+                     .n_measured = n,
+                     .mean_tokens = n > 0 ? histogram_sum(h) / (double)n : 0,
+                     .tokens_per_s = st.tokens_per_s};
 }
 
 int server_pushback_ms(const server *s) {
-    engine_stats st;
-    engine_read_stats(s->model.engine, &st);
-    st.waiting++;
+    const backlog b = backlog_of(s);
     uint32_t dice;
     random_bytes(&dice, sizeof dice);
-    /* Half of the queue's time, for others come back empty-handed, too; and a herd must not come
-     * back as one. */
-    const double ms = 0.5 * queue_ms(s, &st) * (0.8 + 0.4 * (double)dice / 4294967296.0);
-    return ms < PUSHBACK_MIN_MS   ? PUSHBACK_MIN_MS
-           : ms > PUSHBACK_MAX_MS ? PUSHBACK_MAX_MS
-                                  : (int)ms;
+    return backlog_pushback_ms(&b, (double)dice / 4294967296.0);
 }
 
+enum { EVIDENCE = 32 };
+
 bool server_outlasts(const server *s, int64_t deadline_ns, int64_t now_ns, uint64_t max_tokens) {
-    const uint64_t n = histogram_count(&s->metrics.output_tokens);
-    if (deadline_ns == TIME_NEVER || n < EVIDENCE) return false;
-    engine_stats st;
-    engine_read_stats(s->model.engine, &st);
-    if (st.waiting == 0) return false; /* nobody else wants the place: let it try */
-    const double mean = histogram_sum(&s->metrics.output_tokens) / (double)n;
-    const double tokens = (double)max_tokens < mean ? (double)max_tokens : mean;
+    if (deadline_ns == TIME_NEVER) return false;
+    const backlog b = backlog_of(s);
+    if (b.n_measured < EVIDENCE || !backlog_known(&b)) return false;
+    if (b.waiting == 0) return false; /* nobody else wants the place: let it try */
+    const double tokens = (double)max_tokens < b.mean_tokens ? (double)max_tokens : b.mean_tokens;
     const double step_ms = 1e-6 * (double)atomic_load(&s->metrics.step_ns_mean);
-    return queue_ms(s, &st) + tokens * step_ms > 1e-6 * (double)(deadline_ns - now_ns);
+    return backlog_ms(&b) + tokens * step_ms > 1e-6 * (double)(deadline_ns - now_ns);
 }
 
 void server_on_step(void *ctx, const step_report *r) {
