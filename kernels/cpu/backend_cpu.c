@@ -9,6 +9,9 @@
 
 #include "base/limits.h"
 
+_Static_assert((LIMIT_STEP_TOKENS / QUERY_TOKENS + LIMIT_SEQUENCES) * KV_HEADS_MAX <=
+                   POOL_TASKS_MAX,
+               "attention of the largest step fits the pool");
 _Static_assert((int)POOL_THREADS_MAX == LIMIT_THREADS, "the pool takes what engine.threads may be");
 
 static status cpu_wait_step(backend *base, sampled *out) {

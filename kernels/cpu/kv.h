@@ -12,7 +12,8 @@
 #include "base/status.h"
 #include "kernels/dtype.h"
 
-enum { KV_GROUP = 16, KV_HEAD_DIM_MAX = 256 };
+/* KV_HEADS_MAX: attention is a task a tile of queries and KV head, and the pool takes 2^20 - 1. */
+enum { KV_GROUP = 16, KV_HEAD_DIM_MAX = 256, KV_HEADS_MAX = 512 };
 
 typedef struct kv_layout {
     dtype type; /* F32, F16, BF16, I8 */

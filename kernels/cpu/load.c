@@ -26,6 +26,9 @@ static status check_shape(const model_desc *m, error *err) {
         m->n_heads % m->n_kv_heads != 0)
         return error_set(err, E_INVAL, "%s: %d heads over %d KV heads", m->architecture, m->n_heads,
                          m->n_kv_heads);
+    if (m->n_kv_heads > KV_HEADS_MAX)
+        return error_set(err, E_UNSUPPORTED, "%s: %d KV heads: the CPU backend takes %d",
+                         m->architecture, m->n_kv_heads, KV_HEADS_MAX);
     if (m->n_rot < 0 || m->n_rot > m->head_dim || m->n_rot % 2 != 0 ||
         (m->n_rot > 0 && m->rope_freq == NULL))
         return error_set(err, E_INVAL, "%s: %d rotary dims of %d", m->architecture, m->n_rot,

@@ -204,6 +204,10 @@ START_TEST(impossible_models_are_refused_by_name) {
     t.m.head_dim = 32;
     t.m.n_kv_heads = 4;
     ck_assert_int_eq(try_load(&t, &e), E_INVAL);
+    t.m.n_heads = t.m.n_kv_heads = 513; /* a task each in attention: more than the pool takes */
+    ck_assert_int_eq(try_load(&t, &e), E_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(e.text, "513 KV heads"));
+    t.m.n_heads = 6;
     t.m.n_kv_heads = 2;
     t.layer[1].up.n_out = 100;
     t.layer[1].up.name = "blk.1.ffn_up.weight";
