@@ -3,7 +3,7 @@
 
     pip install numpy jinja2; python3 make_tiny.py [OUT_DIR]
 
-Nothing here shares code with inferd: GGUF is written by hand, quantised weights are random blocks that this file dequantises by the
+Nothing here shares code with inferd: GGUF is written by gguf_writer.py, quantised weights are random blocks that this file dequantises by the
 formulas of ggml's block layouts, the forward pass is NumPy in float64, sampling is exact arithmetic, templates are rendered by Jinja.
 Deterministic: running it again gives the same bytes. It covers what random shapes alone do not: sliding windows, yarn, longrope, every
 block type, biases large enough to matter, head norms, partial rotation.
@@ -11,47 +11,18 @@ block type, biases large enough to matter, head norms, partial rotation.
 import base64
 import json
 import re
-import struct
 import sys
 from pathlib import Path
 
+import gguf_writer
 import numpy as np
 
 OUT = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent)
-U8, I32, F32, BOOL, STR, ARR, U32 = 0, 5, 6, 7, 8, 9, 4
-
-# ---------------------------------------------------------------- GGUF, written
-
-
-def gguf_string(s):
-    b = s.encode() if isinstance(s, str) else s
-    return struct.pack("<Q", len(b)) + b
-
-
-def gguf_value(v):
-    if isinstance(v, bool):
-        return struct.pack("<I?", BOOL, v)
-    if isinstance(v, int):
-        return struct.pack("<II", U32, v)
-    if isinstance(v, float):
-        return struct.pack("<If", F32, v)
-    if isinstance(v, (str, bytes)):
-        return struct.pack("<I", STR) + gguf_string(v)
-    kind = STR if isinstance(v[0], (str, bytes)) else I32 if isinstance(v[0], int) else F32
-    body = b"".join(gguf_string(x) if kind == STR else struct.pack("<i" if kind == I32 else "<f", x) for x in v)
-    return struct.pack("<IIQ", ARR, kind, len(v)) + body
 
 
 def write_gguf(path, keys, tensors):
-    """tensors: name -> (ne, type id, bytes)"""
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
-    head += b"".join(gguf_string(k) + gguf_value(v) for k, v in keys.items())
-    data = b""
-    for name, (ne, kind, raw) in tensors.items():
-        head += gguf_string(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, kind, len(data))
-        data += raw + bytes(-len(raw) % 32)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(head + bytes(-len(head) % 32) + data)
+    gguf_writer.write(path, keys, tensors)
 
 
 # ---------------------------------------------------------------- block types: random blocks and what they mean

@@ -4,30 +4,15 @@ same however long its sequences are. With it the server is measured, not the mod
     tiny_model.py OUT.gguf [EMBEDDING]        EMBEDDING 256: a step of 128 sequences takes some milliseconds of one core
 """
 import array
+import math
 import pathlib
 import random
-import struct
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "data"))
+import gguf_writer  # noqa: E402
+
 CONTEXT, WINDOW, HEAD, VOCABULARY = 65536, 64, 32, 260
-U32, F32, BOOL, STRING, ARRAY, I32 = 4, 6, 7, 8, 9, 5
-
-
-def _string(s):
-    return struct.pack("<Q", len(s.encode())) + s.encode()
-
-
-def _value(v):
-    if isinstance(v, bool):
-        return struct.pack("<I?", BOOL, v)
-    if isinstance(v, int):
-        return struct.pack("<II", U32, v)
-    if isinstance(v, float):
-        return struct.pack("<If", F32, v)
-    if isinstance(v, str):
-        return struct.pack("<I", STRING) + _string(v)
-    kind = STRING if isinstance(v[0], str) else I32
-    return struct.pack("<IIQ", ARRAY, kind, len(v)) + b"".join(_string(x) if kind == STRING else struct.pack("<i", x) for x in v)
 
 
 def _byte_letters():
@@ -62,19 +47,12 @@ def write(path, embedding=256):
         "blk.0.attn_output.weight": (embedding, embedding), "blk.0.ffn_norm.weight": (embedding,),
         "blk.0.ffn_gate.weight": (embedding, ffn), "blk.0.ffn_up.weight": (embedding, ffn), "blk.0.ffn_down.weight": (ffn, embedding),
     }
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(keys)) + b"".join(_string(k) + _value(v) for k, v in keys.items())
-    data = []
-    at = 0
+    tensors = {}
     for name, shape in shapes.items():
-        n = 1
-        for d in shape:
-            n *= d
+        n = math.prod(shape)
         values = array.array("f", [1.0] * n if "norm" in name else (rng.gauss(0, 0.05) for _ in range(n)))
-        raw = values.tobytes() + bytes(-4 * n % 32)
-        head += _string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, at)
-        data.append(raw)
-        at += len(raw)
-    pathlib.Path(path).write_bytes(head + bytes(-len(head) % 32) + b"".join(data))
+        tensors[name] = (shape, gguf_writer.F32, values.tobytes())
+    gguf_writer.write(path, keys, tensors)
 
 
 if __name__ == "__main__":
