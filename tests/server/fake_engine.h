@@ -38,10 +38,10 @@ struct engine {
     int n_live;
     pthread_t thread;
     _Atomic bool quit, stop_all, frozen, device_fault;
-    _Atomic int step_us, submit_status, eos_at,
-        waiting; /* eos_at: every choice ends there; 0: never */
-    _Atomic int64_t heart_age_ns; /* its heart beat this long ago, whenever one looks: a starved
-                                     thread does not make it older */
+    /* eos_at: every choice ends there; 0: never */
+    _Atomic int step_us, submit_status, eos_at, waiting;
+    /* Its heart beat this long ago, whenever one looks: a starved thread makes it no older. */
+    _Atomic int64_t heart_age_ns;
     _Atomic uint64_t steps, tokens, n_ended, n_looks; /* n_looks: of engine_read_stats */
     void (*on_step)(void *ctx, const step_report *r);
     void *on_step_ctx;

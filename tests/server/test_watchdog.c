@@ -1,5 +1,7 @@
-/* The watchdog in a process of its own each time: it ends processes. The engine is a fake that can
- * be frozen; what is seen from outside is the exit code, its time, and what a stream was told. */
+/* The watchdog in a process of its own each time: it ends processes. How old the fake engine's
+ * heartbeat is says the test, half an hour from every limit, so that the machine's speed decides
+ * nothing; what is seen from outside is the exit code. How long it takes is measured by
+ * tests/fleet/hang.py. */
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -9,6 +11,7 @@
 #include "tests/check_main.h"
 #include "tests/server/fake_engine.h"
 #include "tests/server/loopback.h"
+#include "tests/wait.h"
 
 typedef struct rig {
     server *server;
@@ -16,14 +19,26 @@ typedef struct rig {
     watchdog *watchdog;
 } rig;
 
-enum { NOT_READY_S = 1, EXIT_S = 3 };
+enum { NOT_READY_S = 3600, EXIT_S = 36000, HALF_HOUR_S = 1800, EXIT_NEVER = 98 };
+
+/* What the child has to see before its end. */
+static _Atomic bool seen_all;
+
+/* The watchdog's way out, in place of the C library's: the last second of a process is as long as
+ * its other threads need. */
+void _exit(int code) {
+    int64_t end_ns = 0;
+    while (!atomic_load(&seen_all))
+        if (!wait_more(&end_ns)) _Exit(EXIT_NEVER);
+    _Exit(code);
+}
 
 static bool rig_open(rig *r) {
     const server_options o = {.listen = "127.0.0.1:0",
                               .rpc_threads = 1,
                               .max_streams = 16,
                               .max_message_bytes = LIMIT_MESSAGE_BYTES_DEFAULT,
-                              .slow_reader_s = 30,
+                              .slow_reader_s = 3600,
                               .max_choices = 1};
     error err;
     log_init(LOG_ERROR, false);
@@ -38,46 +53,58 @@ static bool rig_open(rig *r) {
            watchdog_open(r->server, NOT_READY_S, EXIT_S, &r->watchdog, &err) == OK;
 }
 
-static void sleep_ms(int ms) {
-    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
+static void set_age(rig *r, int age_s) {
+    atomic_store(&r->engine->heart_age_ns, age_s * NS_PER_S);
 }
 
-/* Waits at most limit_ms for it to become what is wanted; the milliseconds it took, or -1. */
-static int wait_ready(server *s, bool want, int limit_ms) {
-    for (int ms = 0; ms <= limit_ms; ms += 10) {
-        if (server_ready(s) == want) return ms;
-        sleep_ms(10);
-    }
-    return -1;
+/* Until the watchdog has looked at the engine as it is now, and judged. */
+static bool wait_judged(const rig *r) {
+    const uint64_t n = atomic_load(&r->engine->n_looks) + 3;
+    int64_t end_ns = 0;
+    while (atomic_load(&r->engine->n_looks) < n)
+        if (!wait_more(&end_ns)) return false;
+    return true;
 }
 
-static int exit_code_of(void (*body)(void), int *took_ms) {
-    const int64_t start = clock_now_ns();
+static bool wait_ready(const rig *r, bool want) {
+    int64_t end_ns = 0;
+    while (server_ready(r->server) != want)
+        if (!wait_more(&end_ns)) return false;
+    return true;
+}
+
+static void wait_for_the_end(void) {
+    int64_t end_ns = 0;
+    atomic_store(&seen_all, true);
+    while (wait_more(&end_ns)) continue;
+    _Exit(EXIT_NEVER);
+}
+
+static int exit_code_of(void (*body)(void)) {
     const pid_t child = fork();
     ck_assert_int_ge(child, 0);
     if (child == 0) {
         body();
-        _exit(99);
+        _Exit(99);
     }
     int state = 0;
     ck_assert_int_eq(waitpid(child, &state, 0), child);
-    *took_ms = (int)((clock_now_ns() - start) / NS_PER_MS);
     return WIFEXITED(state) ? WEXITSTATUS(state) : -1;
 }
 
 /* Exit codes of the child: what went wrong before the watchdog could speak. */
 static void body_hang(void) {
     rig r;
-    if (!rig_open(&r)) _exit(50);
-    if (wait_ready(r.server, true, 100) < 0) _exit(51);
-    sleep_ms(1500); /* an idle engine is a healthy one */
-    if (!server_ready(r.server)) _exit(52);
-    atomic_store(&r.engine->frozen, true);
-    const int ms = wait_ready(r.server, false, 2000);
-    if (ms < 800 || server_live(r.server)) _exit(53);
-    if (strcmp(server_state_name(r.server), "stalled") != 0) _exit(57);
-    atomic_store(&r.engine->frozen, false); /* it moves again: so is the verdict */
-    if (wait_ready(r.server, true, 1000) < 0) _exit(54);
+    if (!rig_open(&r) || !wait_ready(&r, true)) _Exit(50);
+    set_age(&r, NOT_READY_S + HALF_HOUR_S);
+    if (!wait_ready(&r, false) || server_live(r.server)) _Exit(53);
+    if (strcmp(server_state_name(r.server), "stalled") != 0) _Exit(57);
+    set_age(&r, 0); /* it moves again: so is the verdict */
+    if (!wait_ready(&r, true)) _Exit(54);
+    set_age(&r, EXIT_S - HALF_HOUR_S);
+    if (!wait_judged(&r) || strcmp(server_state_name(r.server), "stalled") != 0) _Exit(58);
+    set_age(&r, 0);
+    if (!wait_ready(&r, true)) _Exit(59);
     /* A stream that runs when it hangs for good is told why. */
     grpc_channel *ch = loopback_channel(server_address(r.server));
     const uint8_t request[] = {3 << 3 | 2, 1, 'x'};
@@ -86,80 +113,77 @@ static void body_hang(void) {
     Inferd__V1__GenerateResponse *m;
     for (int i = 0; i < 20; i++) {
         m = loopback_read(&c, &inferd__v1__generate_response__descriptor);
-        if (!m) _exit(55);
+        if (!m) _Exit(55);
         inferd__v1__generate_response__free_unpacked(m, NULL);
     }
     atomic_store(&r.engine->frozen, true);
+    set_age(&r, EXIT_S + HALF_HOUR_S);
     while ((m = loopback_read(&c, &inferd__v1__generate_response__descriptor)))
         inferd__v1__generate_response__free_unpacked(m, NULL);
-    if (loopback_status(&c) != GRPC_STATUS_UNAVAILABLE) _exit(56);
-    sleep_ms(10000); /* the watchdog ends the process before */
+    if (loopback_status(&c) != GRPC_STATUS_UNAVAILABLE) _Exit(56);
+    if (GRPC_SLICE_LENGTH(c.details) < 10 ||
+        memcmp(GRPC_SLICE_START_PTR(c.details), "the engine", 10) != 0)
+        _Exit(60);
+    wait_for_the_end();
 }
 
 START_TEST(a_hung_engine_ends_the_process) {
-    int took_ms;
-    ck_assert_int_eq(exit_code_of(body_hang, &took_ms), EXIT_WATCHDOG);
-    ck_assert_int_lt(took_ms, 20000);
+    ck_assert_int_eq(exit_code_of(body_hang), EXIT_WATCHDOG);
 }
 END_TEST
 
-/* Hung when it is told to end: long before EXIT_S would be over. */
+/* Hung when it is told to end: hours before EXIT_S would be over. */
 static void body_hurry(void) {
     rig r;
-    if (!rig_open(&r)) _exit(50);
+    if (!rig_open(&r)) _Exit(50);
     watchdog_hurry(r.watchdog);
-    sleep_ms(10000);
+    wait_for_the_end();
 }
 
 START_TEST(an_engine_that_does_not_end_is_not_waited_for) {
-    int took_ms;
-    ck_assert_int_eq(exit_code_of(body_hurry, &took_ms), EXIT_WATCHDOG);
-    ck_assert_int_ge(took_ms, 1900); /* its second, and the last words */
-    ck_assert_int_lt(took_ms, 8000);
+    const int64_t start = clock_now_ns();
+    ck_assert_int_eq(exit_code_of(body_hurry), EXIT_WATCHDOG);
+    ck_assert_int_ge(clock_now_ns() - start, 1900 * NS_PER_MS); /* its second, and the last words */
 }
 END_TEST
 
 static void body_fault(void) {
     rig r;
-    if (!rig_open(&r)) _exit(50);
+    if (!rig_open(&r) || !wait_ready(&r, true)) _Exit(50);
     atomic_store(&r.engine->device_fault, true);
-    if (wait_ready(r.server, false, 1000) < 0) _exit(51);
-    sleep_ms(10000);
+    if (!wait_ready(&r, false)) _Exit(51);
+    wait_for_the_end();
 }
 
-START_TEST(a_device_fault_ends_the_process_within_2_s) {
-    int took_ms;
-    ck_assert_int_eq(exit_code_of(body_fault, &took_ms), EXIT_DEVICE_FAULT);
-    ck_assert_int_lt(took_ms, 3000); /* start-up included */
+START_TEST(a_device_fault_ends_the_process) {
+    ck_assert_int_eq(exit_code_of(body_fault), EXIT_DEVICE_FAULT);
 }
 END_TEST
 
 static void body_quiet(void) {
     rig r;
-    if (!rig_open(&r)) _exit(50);
-    for (int i = 0; i < 40; i++) {
-        if (!server_ready(r.server)) _exit(51);
-        sleep_ms(50);
+    if (!rig_open(&r)) _Exit(50);
+    for (int i = 0; i < 5; i++) {
+        set_age(&r, i % 2 ? NOT_READY_S - HALF_HOUR_S : 0);
+        if (!wait_judged(&r) || !server_ready(r.server) || !server_live(r.server)) _Exit(51);
     }
     watchdog_close(r.watchdog);
     server_close(r.server);
     fake_engine_close(r.engine);
-    _exit(0);
+    _Exit(0);
 }
 
 START_TEST(a_quiet_engine_is_left_alone) {
-    int took_ms;
-    ck_assert_int_eq(exit_code_of(body_quiet, &took_ms), 0);
+    ck_assert_int_eq(exit_code_of(body_quiet), 0);
 }
 END_TEST
 
 int main(void) {
     Suite *s = suite_create("watchdog");
     TCase *t = tcase_create("all");
-    tcase_set_timeout(t, 60);
     tcase_add_test(t, a_hung_engine_ends_the_process);
     tcase_add_test(t, an_engine_that_does_not_end_is_not_waited_for);
-    tcase_add_test(t, a_device_fault_ends_the_process_within_2_s);
+    tcase_add_test(t, a_device_fault_ends_the_process);
     tcase_add_test(t, a_quiet_engine_is_left_alone);
     suite_add_tcase(s, t);
     /* each test forks itself, before core has threads */
