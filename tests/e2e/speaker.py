@@ -9,9 +9,9 @@ import gguf_writer  # noqa: E402
 EMBED, CONTEXT = 64, 2048
 
 
-def write_speaker(path, logits):
+def write_speaker(path, logits, name="speaker"):
     n = len(logits)
-    keys = {"general.architecture": "llama", "general.name": "speaker", "llama.block_count": 1, "llama.context_length": CONTEXT,
+    keys = {"general.architecture": "llama", "general.name": name, "llama.block_count": 1, "llama.context_length": CONTEXT,
             "llama.embedding_length": EMBED, "llama.feed_forward_length": EMBED, "llama.attention.head_count": 1,
             "llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": [f"t{i}" for i in range(n)], "tokenizer.ggml.scores": [float(-i) for i in range(n)],

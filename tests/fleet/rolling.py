@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """A fleet of three is restarted one by one under load, then one is killed.
 
-    rolling.py [--front nginx|stock] [--streams 60] [--rounds 1] [--kills 3] [--delay 0]
+    rolling.py [--front nginx|envoy|stock] [--streams 60] [--rounds 1] [--kills 3] [--delay 0]
 
-Three inferd processes (CPU, one thread each) serve on fixed ports. Callers reach them through a real nginx with
-deploy/nginx/nginx.conf, or as stock gRPC clients with static addresses, round_robin, health checks and a retry policy. Each round
+Three inferd processes (CPU, one thread each) serve on fixed ports. Callers reach them through a real nginx or
+Envoy with its file from deploy/, or as stock gRPC clients with static addresses, round_robin, health checks and a retry policy. Each round
 restarts every process: SIGTERM, wait for the end, start anew, READY, next. Then --kills times one is killed with SIGKILL and
 started anew.
 
@@ -17,7 +17,8 @@ import asyncio
 import sys
 import time
 
-from fleet import Load, Member, Nginx, channel, codes, core_of, free_ports, percentile, verdict
+import fleet
+from fleet import Load, Member, channel, codes, core_of, free_ports, percentile, verdict
 
 SETS = {"engine.threads": 1, "engine.kv_blocks": 1024, "engine.max_sequences": 32, "engine.context_length": 2048,
         "server.drain_s": 30, "server.rpc_threads": 1}
@@ -61,10 +62,10 @@ def judge_kill(members, killed, load, row):
 
 async def run(o):
     members = [Member(port, {**SETS, "server.drain_delay_s": o.delay}) for port in free_ports(3)]
-    nginx = Nginx([m.port for m in members]) if o.front == "nginx" else None
+    front = None if o.front == "stock" else getattr(fleet, o.front)([m.port for m in members])
     try:
         stock = "ipv4:" + ",".join(f"127.0.0.1:{m.port}" for m in members)
-        channels = [channel(f"127.0.0.1:{nginx.port}" if nginx else stock, balanced=not nginx) for _ in range(6)]
+        channels = [channel(f"127.0.0.1:{front.port}" if front else stock, balanced=not front, retry=not o.no_retry) for _ in range(6)]
         load = Load(channels, o.streams, 12, o.tokens)
         load.start()
         restarts, kills = [], []
@@ -78,17 +79,18 @@ async def run(o):
             await c.close()
         return report(o, members, load, restarts, n_restart, kills)
     finally:
-        if nginx:
+        if front:
             if o.verbose:
-                print(nginx.errors()[-3000:])
-            nginx.close()
+                print(front.errors()[-3000:])
+            front.close()
         for m in members:
             m.kill()
 
 
 def report(o, members, load, restarts, n_restart, kills):
     failures, part = [], load.done[:n_restart]
-    front = "nginx, deploy/nginx/nginx.conf" if o.front == "nginx" else "stock clients: round_robin, health checks, retries"
+    front = "stock clients: round_robin, health checks" if o.front == "stock" else f"{o.front} with its file from deploy/"
+    front += ", callers without retries" if o.no_retry else ", callers with a retry policy"
     print(f"3 x inferd (core {core_of(members[0].server)}), {o.streams} streams of {o.tokens // 2}..{o.tokens} tokens; {front}")
     print("| round | process | exit code | drained in s | READY again in s |\n|---|---|---|---|---|")
     for r, i, code, seconds, up in restarts:
@@ -117,12 +119,13 @@ def report(o, members, load, restarts, n_restart, kills):
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    a.add_argument("--front", choices=("nginx", "stock"), default="stock")
+    a.add_argument("--front", choices=("nginx", "envoy", "stock"), default="stock")
     a.add_argument("--streams", type=int, default=60)
     a.add_argument("--tokens", type=int, default=40)
     a.add_argument("--rounds", type=int, default=1)
     a.add_argument("--kills", type=int, default=3)
     a.add_argument("--delay", type=int, default=0, help="server.drain_delay_s")
+    a.add_argument("--no-retry", action="store_true", help="callers without a retry policy")
     a.add_argument("--verbose", action="store_true")
     sys.exit(asyncio.run(asyncio.wait_for(run(a.parse_args()), 600)))
 
