@@ -177,6 +177,13 @@ static status disagree(const loader *l, const char *key, const char *reason, err
     }
 }
 
+/* Two servers on one address: of a unix socket the later takes the file away from the earlier. */
+static bool same_address(const char *a, const char *b) {
+    const size_t len = strlen(a);
+    return strcmp(a, b) == 0 && strcmp(a, "off") != 0 &&
+           !(len > 2 && strcmp(a + len - 2, ":0") == 0);
+}
+
 static status check_together(const loader *l, error *err) {
     const config *c = &l->c;
     const bool cert = *c->server.tls.cert, key = *c->server.tls.key;
@@ -184,6 +191,11 @@ static status check_together(const loader *l, error *err) {
     if (key && !cert) return disagree(l, "server.tls.key", "needs server.tls.cert", err);
     if (*c->server.tls.client_ca && !cert)
         return disagree(l, "server.tls.client_ca", "needs server.tls.cert and .key", err);
+    if (same_address(c->server.health_listen, c->server.listen))
+        return disagree(l, "server.health_listen", "is server.listen, too", err);
+    if (same_address(c->admin.listen, c->server.listen) ||
+        same_address(c->admin.listen, c->server.health_listen))
+        return disagree(l, "admin.listen", "is another listener's address, too", err);
     if (c->server.drain_s < c->server.drain_delay_s)
         return disagree(l, "server.drain_s", "must not be below server.drain_delay_s", err);
     if (c->watchdog.exit_s < c->watchdog.not_ready_s)

@@ -1,6 +1,5 @@
 #include "server/admin.h"
 
-#include <errno.h>
 #include <microhttpd.h>
 #include <netdb.h>
 #include <stdio.h>
@@ -14,6 +13,7 @@
 #include "base/log.h"
 #include "server/process.h"
 #include "server/statusz.h"
+#include "server/unix_socket.h"
 
 /* One peer cannot take all connections, so that a probe from elsewhere gets through. */
 enum {
@@ -23,8 +23,6 @@ enum {
     HOST_BYTES = 256,
     BACKLOG = 64
 };
-
-static const char UNIX_SCHEME[] = "unix:";
 
 struct admin {
     server *server;
@@ -134,17 +132,9 @@ static status resolve(const char *addr, char host[HOST_BYTES], struct addrinfo *
     return OK;
 }
 
-static bool answers(const struct sockaddr_un *sa) {
-    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    const bool yes = fd >= 0 && (connect(fd, (const struct sockaddr *)sa, sizeof *sa) == 0 ||
-                                 errno == EAGAIN); /* its backlog is full */
-    if (fd >= 0) close(fd);
-    return yes;
-}
-
 static status open_unix(admin *a, const char *addr, error *err) {
     struct sockaddr_un sa = {.sun_family = AF_UNIX};
-    const char *path = addr + strlen(UNIX_SCHEME);
+    const char *path = unix_socket_path(addr);
     struct stat st;
     if (*path == '\0' || strlen(path) >= sizeof sa.sun_path)
         return error_set(err, E_IO, "admin.listen: %s: a path of 1 to %zu bytes is needed", addr,
@@ -154,12 +144,13 @@ static status open_unix(admin *a, const char *addr, error *err) {
     /* A socket that an earlier process left behind would be in the way; other files stay, and so
      * does a socket that answers. */
     if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode)) {
-        if (answers(&sa)) return error_set(err, E_IO, "%s is in use (admin.listen)", addr);
+        if (unix_socket_in_use(addr))
+            return error_set(err, E_IO, "%s is in use (admin.listen)", addr);
         unlink(path);
     }
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd >= 0 && bind(fd, (struct sockaddr *)&sa, sizeof sa) == 0 && listen(fd, BACKLOG) == 0) {
-        a->socket_path = a->address + strlen(UNIX_SCHEME);
+        a->socket_path = unix_socket_path(a->address);
         a->daemon = MHD_start_daemon(MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_EPOLL, 0, NULL, NULL,
                                      on_request, a, MHD_OPTION_LISTEN_SOCKET, fd,
                                      MHD_OPTION_CONNECTION_LIMIT, CONNECTIONS_MAX,
@@ -194,8 +185,7 @@ status admin_open(server *s, const char *addr, admin **out, error *err) {
     admin *a = calloc(1, sizeof *a);
     if (!a) return error_set(err, E_NOMEM, "admin: out of memory");
     a->server = s;
-    const bool is_unix = strncmp(addr, UNIX_SCHEME, strlen(UNIX_SCHEME)) == 0;
-    const status e = is_unix ? open_unix(a, addr, err) : open_tcp(a, addr, err);
+    const status e = unix_socket_path(addr) ? open_unix(a, addr, err) : open_tcp(a, addr, err);
     if (e != OK) {
         admin_close(a);
         return e;

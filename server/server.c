@@ -12,6 +12,7 @@
 #include "server/backlog.h"
 #include "server/context.h"
 #include "server/rpc.h"
+#include "server/unix_socket.h"
 
 /* --- state --- */
 
@@ -217,6 +218,11 @@ void server_on_step(void *ctx, const step_report *r) {
 
 /* --- life --- */
 
+static status check_free(const char *addr, error *err) {
+    if (!addr || !unix_socket_in_use(addr)) return OK;
+    return error_set(err, E_IO, "cannot listen on %s (in use)", addr);
+}
+
 status server_open(const server_options *o, server **out, error *err) {
     server *s = calloc(1, sizeof *s);
     if (!s) return error_set(err, E_NOMEM, "server: out of memory");
@@ -227,7 +233,9 @@ status server_open(const server_options *o, server **out, error *err) {
     atomic_store(&s->phase, SERVER_LOADING);
     atomic_store(&s->admitting, true);
 
-    status e = ids_open(&s->ids);
+    status e = check_free(o->listen, err);
+    if (e == OK) e = check_free(o->health_listen, err);
+    if (e == OK) e = ids_open(&s->ids);
     if (e != OK) goto fail_ids;
     e = auth_open(o->tokens_file, &s->auth, err);
     if (e != OK) goto fail_auth;
