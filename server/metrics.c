@@ -240,10 +240,9 @@ static void write_counters(const writer *w, const metrics *m, const metrics_view
     put_one(w, "inferd_preemptions_total", "counter", "Sequences put back for lack of KV blocks.",
             (double)s->preemptions);
     put_one(w, "inferd_steps_total", "counter", "Steps of the engine.", (double)s->steps);
-    put_one(
-        w, "inferd_stalled_steps_total", "counter",
-        "Times the engine had work and could compute nothing: readers or KV blocks were missing.",
-        (double)s->stalled_steps);
+    put_one(w, "inferd_stalled_steps_total", "counter",
+            "Times the engine could plan no step for work that waits for no reader: 0 is healthy.",
+            (double)s->stalled_steps);
     put_one(w, "inferd_auth_denied_total", "counter", "Calls without a valid credential.",
             (double)load(&m->auth_denied));
     put_one(w, "inferd_log_lines_dropped_total", "counter",
