@@ -280,10 +280,11 @@ bool tokenizer_strips_leading_space(const tokenizer *t) {
 bool chat_template_supports_tools(const chat_template *c) {
     return (void)c, false;
 }
-static const char *fake_chat_error; /* NULL: another one */
+static _Atomic(const char *) fake_chat_error; /* NULL: another one */
 status chat_render(const chat_template *c, const chat_request *r, chat_text *out, error *err) {
     (void)c, (void)out;
-    if (fake_chat_error) return error_set(err, E_INVAL, "%s", fake_chat_error);
+    const char *said = atomic_load(&fake_chat_error);
+    if (said) return error_set(err, E_INVAL, "%s", said);
     return error_set(err, E_INVAL, "%d messages refused", r->n_messages);
 }
 void chat_text_free(chat_text *c) {

@@ -222,9 +222,9 @@ START_TEST(error_texts_are_cut_between_characters) {
     char text[ERROR_TEXT_MAX];
     fill(text, 400, _i);
     setup(NULL);
-    fake_chat_error = text; /* what a template may say of a request */
+    atomic_store(&fake_chat_error, text); /* what a template may say of a request */
     expect_readable(GRPC_STATUS_INVALID_ARGUMENT, "chat: ");
-    fake_chat_error = NULL;
+    atomic_store(&fake_chat_error, NULL);
     teardown();
     setup(text); /* what a template is refused for */
     expect_readable(GRPC_STATUS_UNIMPLEMENTED, "chat: ");
