@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/status.h"
 #include "kernels/cpu/cgroup.h"
 #include "tests/check_main.h"
 
@@ -33,7 +34,7 @@ static void remove_tree(void) {
     }
 }
 
-static void put(const char *file, const char *fmt, ...) {
+BASE_PRINTF(2, 3) static void put(const char *file, const char *fmt, ...) {
     char path[256];
     (void)snprintf(path, sizeof path, "%s/a", mount);
     (void)mkdir(path, 0700);
