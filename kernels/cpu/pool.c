@@ -21,8 +21,14 @@
 #include <immintrin.h>
 #endif
 
-/* About 100 us of spinning: longer than the gaps inside a step, shorter than an idle period. */
-enum { SPINS_BEFORE_PARK = 2500, SPINS_BEFORE_YIELD = 2000 };
+/* A worker without a task spins for about 100 us, longer than the gaps inside a step that has its
+ * cores to itself; then it yields, for about a millisecond of CPU, to whoever wants its core; then
+ * it parks. Where threads outnumber cores (a server's rpc threads, a client beside it) the caller
+ * is off its core longer than that spin in every token, and a park and a wake-up, with the caller
+ * and the woken worker meeting on the lock, cost more than the yields: see
+ * docs/results/cpu-speed.md.
+ */
+enum { SPINS_BEFORE_YIELD = 2500, YIELDS_BEFORE_PARK = 5000, CALLER_SPINS_BEFORE_YIELD = 2000 };
 
 typedef struct worker {
     pool *p;
@@ -91,8 +97,10 @@ static void *worker_main(void *arg) {
         if (has_work(p)) {
             work(p, me->i_thread);
             idle = 0;
-        } else if (++idle < SPINS_BEFORE_PARK) {
+        } else if (++idle < SPINS_BEFORE_YIELD) {
             pause_cpu();
+        } else if (idle < SPINS_BEFORE_YIELD + YIELDS_BEFORE_PARK) {
+            sched_yield();
         } else {
             park(p);
             idle = 0;
@@ -120,7 +128,7 @@ void pool_run(pool *p, int n_tasks, pool_task *fn, void *ctx) {
     }
     work(p, 0);
     for (int spins = 0; atomic_load_explicit(&p->done, memory_order_acquire) < n_tasks; spins++) {
-        if (spins < SPINS_BEFORE_YIELD) {
+        if (spins < CALLER_SPINS_BEFORE_YIELD) {
             pause_cpu();
         } else {
             sched_yield(); /* the thread that holds the last task may need this very core */

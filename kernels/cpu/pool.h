@@ -1,6 +1,7 @@
 /* A persistent team of compute threads. One caller at a time hands it a number of tasks; the caller
- * works too, and returns when all tasks are done. Workers spin for a short while between calls and
- * then park. Thread: pool_run from one thread at a time; tasks run on any of the team. */
+ * works too, and returns when all tasks are done. Between calls workers spin for a short while,
+ * then yield, then park. Thread: pool_run from one thread at a time; tasks run on any of the team.
+ */
 #ifndef INFERD_KERNELS_CPU_POOL_H
 #define INFERD_KERNELS_CPU_POOL_H
 

@@ -1,4 +1,5 @@
-/* kernels/cpu/pool.c: every task once, from any number of threads, spinning or parked. */
+/* kernels/cpu/pool.c: every task once, from any number of threads, spinning,
+ * yielding or parked; and idle workers do park. */
 #include <stdatomic.h>
 #include <time.h>
 
@@ -39,10 +40,31 @@ START_TEST(every_task_runs_once) {
     for (int n = 0; n < 40; n++) run_and_check(p, n);
     for (int k = 0; k < 2000; k++) run_and_check(p, k % 7);
     run_and_check(p, N_MAX);
-    for (int k = 0; k < 5; k++) { /* long enough for the workers to park */
-        nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+    for (int k = 0; k < 10; k++) { /* 1 ms: they yield; 20 ms: long enough to park */
+        nanosleep(&(struct timespec){.tv_nsec = k % 2 ? 20000000 : 1000000}, NULL);
         run_and_check(p, 100);
     }
+    pool_close(p);
+}
+END_TEST
+
+static double cpu_ms_of_a_nap(void) {
+    struct timespec from, to;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &from);
+    nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
+    return 1e3 * (double)(to.tv_sec - from.tv_sec) + 1e-6 * (double)(to.tv_nsec - from.tv_nsec);
+}
+
+/* On a busy machine the yields take their time, so they are waited for. */
+START_TEST(idle_workers_park) {
+    pool *p = NULL;
+    ck_assert_int_eq(pool_open(4, &p, NULL), OK);
+    t.n_threads = 4;
+    run_and_check(p, 100);
+    double cpu_ms = cpu_ms_of_a_nap();
+    for (int i = 0; i < 100 && cpu_ms > 1; i++) cpu_ms = cpu_ms_of_a_nap();
+    ck_assert_double_le(cpu_ms, 1);
     pool_close(p);
 }
 END_TEST
@@ -62,6 +84,7 @@ END_TEST
 int main(void) {
     TCase *tc = tcase_create("pool");
     tcase_add_loop_test(tc, every_task_runs_once, 0, 4);
+    tcase_add_test(tc, idle_workers_park);
     tcase_add_test(tc, bounds_are_checked);
     return check_run("pool", tc);
 }
