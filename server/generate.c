@@ -24,27 +24,8 @@ static codec_limits limits_of(const server *s) {
                               s->model.chat && chat_template_supports_tools(s->model.chat)};
 }
 
-static outcome outcome_of(refuse_kind k) {
-    switch (k) {
-    case REFUSE_QUEUE_FULL:
-    case REFUSE_QUOTA:
-    case REFUSE_TOO_LARGE:
-    case REFUSE_LOADING:
-    case REFUSE_DRAINING:
-    case REFUSE_STALLED:
-    case REFUSE_DEVICE_FAULT:
-        return OUTCOME_REJECTED;
-    case REFUSE_DEADLINE:
-        return OUTCOME_CANCELLED;
-    case REFUSE_INTERNAL:
-        return OUTCOME_FAILED;
-    default:
-        return OUTCOME_INVALID;
-    }
-}
-
 static void refuse(call *c, const refusal *r, const char *id) {
-    atomic_fetch_add_explicit(&c->srv->metrics.outcomes[outcome_of(r->kind)], 1,
+    atomic_fetch_add_explicit(&c->srv->metrics.outcomes[outcome_of(r->kind, false, false)], 1,
                               memory_order_relaxed);
     const refuse_row *row = refuse_get(r->kind);
     log_event(LOG_INFO, "refused", LOG_STR("req", id), LOG_STR("tenant", c->who.name),

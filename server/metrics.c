@@ -67,6 +67,29 @@ double histogram_quantile(const histogram *h, double q) {
     return h->bounds[h->n - 1];
 }
 
+outcome outcome_of(refuse_kind why, bool is_admitted, bool has_output) {
+    switch (why) {
+    case REFUSE_NONE:
+        return OUTCOME_FINISHED;
+    case REFUSE_CANCELLED:
+    case REFUSE_DEADLINE:
+        return OUTCOME_CANCELLED;
+    case REFUSE_DRAINING: /* without output another server may repeat it */
+        return has_output ? OUTCOME_FAILED : OUTCOME_REJECTED;
+    case REFUSE_QUEUE_FULL:
+    case REFUSE_QUOTA:
+    case REFUSE_TOO_LARGE:
+    case REFUSE_LOADING:
+    case REFUSE_STALLED:
+    case REFUSE_DEVICE_FAULT:
+        return is_admitted ? OUTCOME_FAILED : OUTCOME_REJECTED;
+    case REFUSE_INTERNAL:
+        return OUTCOME_FAILED;
+    default:
+        return is_admitted ? OUTCOME_FAILED : OUTCOME_INVALID;
+    }
+}
+
 void metrics_step(metrics *m, const step_report *r) {
     const int kind = r->n_prefill_tokens == 0  ? STEP_DECODE
                      : r->n_decode_tokens == 0 ? STEP_PREFILL

@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "engine/engine.h"
+#include "server/refuse.h"
 
 enum { HISTOGRAM_BUCKETS_MAX = 20 };
 
@@ -32,6 +33,9 @@ typedef enum outcome {
     OUTCOME_INVALID,   /* the request was wrong */
     OUTCOMES
 } outcome;
+/* What an end counts as. is_admitted: the engine had taken the request; has_output: its peer was
+ * sent some of it. */
+outcome outcome_of(refuse_kind why, bool is_admitted, bool has_output);
 
 enum { STEP_PREFILL, STEP_DECODE, STEP_MIXED, STEP_KINDS };
 /* What /statusz draws: one value a second and series, for two minutes. */

@@ -91,20 +91,6 @@ static refuse_kind kind_of(const stream *s) {
     return s->end.kind == REFUSE_NONE && s->gone ? REFUSE_CANCELLED : s->end.kind;
 }
 
-static outcome outcome_of(const stream *s) {
-    switch (kind_of(s)) {
-    case REFUSE_NONE:
-        return OUTCOME_FINISHED;
-    case REFUSE_CANCELLED:
-    case REFUSE_DEADLINE:
-        return OUTCOME_CANCELLED;
-    case REFUSE_DRAINING:
-        return s->headers_sent ? OUTCOME_FAILED : OUTCOME_REJECTED;
-    default:
-        return OUTCOME_FAILED;
-    }
-}
-
 static double ms_between(int64_t from_ns, int64_t to_ns) {
     return from_ns > 0 && to_ns > from_ns ? (double)(to_ns - from_ns) * 1e-6 : 0;
 }
@@ -130,7 +116,7 @@ static void usage_of(const stream *s, response_usage *u) {
 static void account(stream *s) {
     metrics *m = &s->c->srv->metrics;
     const response_usage u = s->usage; /* as told to the client, if it was */
-    const outcome o = outcome_of(s);
+    const outcome o = outcome_of(kind_of(s), true, s->has_output);
     atomic_fetch_add_explicit(&m->outcomes[o], 1, memory_order_relaxed);
     const char *finish = "";
     for (int i = 0; o == OUTCOME_FINISHED && i < s->request.n_choices; i++) {
@@ -242,6 +228,7 @@ static void write_batch(stream *s, int i_choice, bool last) {
     size_t n = 0;
     const bool headers = !s->headers_sent;
     if (i_choice >= 0) s->message = make_message(s, i_choice, last);
+    s->has_output |= i_choice >= 0;
     if (headers) ops[n++] = (grpc_op){.op = GRPC_OP_SEND_INITIAL_METADATA};
     if (s->message)
         ops[n++] =

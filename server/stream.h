@@ -50,7 +50,7 @@ typedef struct stream {
     grpc_byte_buffer *message; /* in flight */
     int64_t write_started_ns;
     int i_next; /* choice to look at first, for fairness */
-    bool writing, headers_sent, status_sent;
+    bool writing, headers_sent, has_output, status_sent;
     bool gone;                     /* the peer cancelled, or core enforced the deadline */
     bool ended;                    /* EVENT_ENDED was taken: the engine has let go */
     refuse_kind cut;               /* cancelled by us with this status; REFUSE_NONE */
