@@ -82,18 +82,11 @@ static stream *open_stream(bench *b, int i, bool is_active) {
         grpc_channel_create_call(b->channels[i % b->n_connections], NULL, 0, b->cq,
                                  grpc_slice_from_static_string("/inferd.v1.Inference/Generate"),
                                  NULL, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-    grpc_op send[3] = {{.op = GRPC_OP_SEND_INITIAL_METADATA},
-                       {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = s->request},
-                       {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT}};
-    start(s, send, 3, false);
-    grpc_op headers = {.op = GRPC_OP_RECV_INITIAL_METADATA};
-    headers.data.recv_initial_metadata.recv_initial_metadata = &s->headers;
-    start(s, &headers, 1, false);
-    grpc_op status = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT};
-    status.data.recv_status_on_client.trailing_metadata = &s->trailers;
-    status.data.recv_status_on_client.status = &s->code;
-    status.data.recv_status_on_client.status_details = &s->details;
-    start(s, &status, 1, false);
+    loopback_ops ops =
+        loopback_ops_of(s->request, &s->headers, &s->trailers, &s->code, &s->details);
+    start(s, ops.send, 3, false);
+    start(s, &ops.headers, 1, false);
+    start(s, &ops.status, 1, false);
     read_next(s);
     b->n_open++;
     return s;

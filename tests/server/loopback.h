@@ -49,6 +49,25 @@ static void loopback_batch(loopback_call *c, grpc_op *ops, size_t n, intptr_t ta
     (void)e;
 }
 
+/* The batches of a call that sends one message: all of `send`, `headers`, `status`. */
+typedef struct loopback_ops {
+    grpc_op send[3], headers, status;
+} loopback_ops;
+
+static loopback_ops loopback_ops_of(grpc_byte_buffer *request, grpc_metadata_array *headers,
+                                    grpc_metadata_array *trailers, grpc_status_code *code,
+                                    grpc_slice *details) {
+    return (loopback_ops){
+        .send = {{.op = GRPC_OP_SEND_INITIAL_METADATA},
+                 {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = request},
+                 {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT}},
+        .headers = {.op = GRPC_OP_RECV_INITIAL_METADATA,
+                    .data.recv_initial_metadata.recv_initial_metadata = headers},
+        .status = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
+                   .data.recv_status_on_client = {
+                       .trailing_metadata = trailers, .status = code, .status_details = details}}};
+}
+
 /* key, value: one piece of metadata, or NULL. timeout_ms 0: none. */
 static void loopback_start(loopback_call *c, grpc_channel *ch, const char *method, const void *data,
                            size_t len, const char *key, const char *value, int timeout_ms) {
@@ -66,25 +85,17 @@ static void loopback_start(loopback_call *c, grpc_channel *ch, const char *metho
     c->request = grpc_raw_byte_buffer_create(&s, 1);
     grpc_slice_unref(s);
     grpc_metadata m = {0};
-    grpc_op ops[3] = {{.op = GRPC_OP_SEND_INITIAL_METADATA},
-                      {.op = GRPC_OP_SEND_MESSAGE},
-                      {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT}};
+    loopback_ops ops =
+        loopback_ops_of(c->request, &c->headers, &c->trailers, &c->code, &c->details);
     if (key) {
         m.key = grpc_slice_from_static_string(key);
         m.value = grpc_slice_from_static_string(value);
-        ops[0].data.send_initial_metadata.count = 1;
-        ops[0].data.send_initial_metadata.metadata = &m;
+        ops.send[0].data.send_initial_metadata.count = 1;
+        ops.send[0].data.send_initial_metadata.metadata = &m;
     }
-    ops[1].data.send_message.send_message = c->request;
-    loopback_batch(c, ops, 3, TAG_SEND);
-    grpc_op headers = {.op = GRPC_OP_RECV_INITIAL_METADATA};
-    headers.data.recv_initial_metadata.recv_initial_metadata = &c->headers;
-    loopback_batch(c, &headers, 1, TAG_HEADERS);
-    grpc_op end = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT};
-    end.data.recv_status_on_client.trailing_metadata = &c->trailers;
-    end.data.recv_status_on_client.status = &c->code;
-    end.data.recv_status_on_client.status_details = &c->details;
-    loopback_batch(c, &end, 1, TAG_STATUS);
+    loopback_batch(c, ops.send, 3, TAG_SEND);
+    loopback_batch(c, &ops.headers, 1, TAG_HEADERS);
+    loopback_batch(c, &ops.status, 1, TAG_STATUS);
 }
 
 /* Waits for a tag; others that come meanwhile are noted. */
