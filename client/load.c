@@ -43,6 +43,7 @@ struct worker {
     uint64_t random;
     uint32_t *ids; /* [longest_prompt] */
     uint8_t *packed;
+    int64_t end_ns; /* when its last call had ended */
     load_result r;
 };
 
@@ -245,6 +246,7 @@ static void *worker_main(void *arg) {
         if (!w->cancelled && atomic_load_explicit(&s->progress->stop, memory_order_relaxed))
             cancel_all(w);
     }
+    w->end_ns = clock_now_ns();
     atomic_fetch_sub(&s->running, 1);
     return NULL;
 }
@@ -316,8 +318,12 @@ void load_run(const load_plan *p, load_result *out, load_progress *progress,
         (void)nanosleep(&pause, NULL);
         if (watch) watch(ctx, progress, (double)(clock_now_ns() - s.start_ns) / 1e9);
     }
-    for (int i = 0; i < p->n_threads; i++) (void)pthread_join(workers[i].thread, NULL);
-    out->wall_s = (double)(clock_now_ns() - s.start_ns) / 1e9;
+    int64_t end_ns = s.start_ns; /* not now: this thread has slept for up to its pause since */
+    for (int i = 0; i < p->n_threads; i++) {
+        (void)pthread_join(workers[i].thread, NULL);
+        if (workers[i].end_ns > end_ns) end_ns = workers[i].end_ns;
+    }
+    out->wall_s = (double)(end_ns - s.start_ns) / 1e9;
     for (int i = 0; i < p->n_threads; i++) worker_close(&workers[i], out);
     free(workers);
 }
