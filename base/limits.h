@@ -25,8 +25,7 @@
 #define LIMIT_METADATA_BYTES        (64u << 10)
 #define LIMIT_ARENA_FACTOR          16 /* protobuf memory: at most 16 x wire size + slack */
 #define LIMIT_ARENA_SLACK_BYTES     (64u << 10)
-#define LIMIT_OUTBOX_BYTES          (64u << 10) /* undelivered output kept per call */
-#define LIMIT_SLOW_READER_S         30
+#define LIMIT_OUTBOX_BYTES          (64u << 10)  /* undelivered output kept per call */
 #define LIMIT_REPLY_BYTES           (32u << 20)  /* a unary reply; what final_only gathers */
 #define LIMIT_REPLIES_BYTES         (128u << 20) /* unary replies that no client has taken yet */
 

@@ -10,8 +10,8 @@
  *
  * Numerics: float32 accumulation and softmax everywhere. On the CPU, and on CUDA when
  * deterministic, a row's result does not depend on the other rows of the step, on chunking or on
- * kv_block_tokens: bit for bit. Thread: one thread (the engine's) for everything after open, except
- * memory() which may be read after reserve(). Read by C and nvcc. */
+ * kv_block_tokens: bit for bit. Thread: one thread (the engine's) for everything after open. Read
+ * by C and nvcc. */
 #ifndef INFERD_KERNELS_BACKEND_H
 #define INFERD_KERNELS_BACKEND_H
 

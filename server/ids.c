@@ -76,10 +76,3 @@ bool ids_abort(id_table *t, uint64_t tenant, const char *id) {
     pthread_mutex_unlock(&t->lock);
     return e != NULL;
 }
-
-int ids_count(id_table *t) {
-    pthread_mutex_lock(&t->lock);
-    const int n = t->n;
-    pthread_mutex_unlock(&t->lock);
-    return n;
-}

@@ -26,5 +26,4 @@ void ids_remove(id_table *t, ids_entry *e); /* no-op if it is not in */
 /* Sets STOP_ABORT on the live request of that tenant; false when there is none. The caller wakes
  * the engine. */
 bool ids_abort(id_table *t, uint64_t tenant, const char *id);
-int ids_count(id_table *t);
 #endif
