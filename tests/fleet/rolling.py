@@ -3,8 +3,8 @@
 
     rolling.py [--front nginx|envoy|stock] [--streams 60] [--rounds 1] [--kills 3] [--delay 0]
 
-Three inferd processes (CPU, one thread each) serve on fixed ports. Callers reach them through a real nginx or
-Envoy with its file from deploy/, or as stock gRPC clients with static addresses, round_robin, health checks and a retry policy. Each round
+Three inferd processes (CPU, one thread each) serve on fixed ports. Callers reach them through a real nginx or Envoy with
+its file from deploy/, or as stock gRPC clients with static addresses, round_robin, health checks and a retry policy. Each round
 restarts every process: SIGTERM, wait for the end, start anew, READY, next. Then --kills times one is killed with SIGKILL and
 started anew.
 
@@ -37,8 +37,8 @@ async def restart_all(members, rounds, rows):
 async def kill_one(m, load, rows):
     """Streams that are on it may break; all others may not."""
     await asyncio.sleep(3)
-    known, at = len(load.done), time.monotonic()
     running = m.server.status().running
+    known, at = len(load.done), time.monotonic()
     await asyncio.to_thread(m.kill)
     await asyncio.sleep(8)
     await asyncio.to_thread(m.start)
