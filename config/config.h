@@ -42,7 +42,7 @@ typedef enum config_log_format { CONFIG_LOG_TEXT, CONFIG_LOG_JSON } config_log_f
 typedef struct config {
     struct {
         char listen[CONFIG_ADDR_MAX];
-        int rpc_threads; /* 0: one a core, at most 4 */
+        int rpc_threads; /* 0: one for two cores, at most 4 */
         int max_streams; /* concurrent calls a connection */
         uint64_t max_message_bytes;
         int max_connection_age_s; /* 0: no limit */

@@ -17,8 +17,8 @@ static const config_key table[] = {
     {"server.listen", KEY_ADDR, MEMBER(server.listen), .initial = "127.0.0.1:50051",
      .doc = "Where gRPC is served: host:port (port 0 picks a free one) or unix:PATH."},
     {"server.rpc_threads", KEY_INT, MEMBER(server.rpc_threads), RANGE(0, 16), .initial = "0",
-     .doc = "Threads for calls and text work, each with its own completion queue; 0: one a core, "
-            "at most 4."},
+     .doc = "Threads for calls and text work, each with its own completion queue; 0: one for two "
+            "cores, at most 4."},
     {"server.max_streams", KEY_INT, MEMBER(server.max_streams), RANGE(1, 65536), .initial = "1024",
      .doc = "Concurrent calls on one connection; further ones wait in the client."},
     {"server.max_message_bytes", KEY_BYTES, MEMBER(server.max_message_bytes), RANGE(1024, 64 << 20),

@@ -196,14 +196,13 @@ static void start_port(rpc *r, rpc_port *p) {
     }
 }
 
-static int n_threads_of(const server_options *o) {
-    long n = o->rpc_threads;
-    if (n <= 0) {
-        n = sysconf(_SC_NPROCESSORS_ONLN);
-        n = n < 1 ? 1 : n > 4 ? 4 : n;
-    }
-    assert(n <= RPC_THREADS_MAX); /* the configuration's range */
-    return (int)n;
+/* A message costs 7 us (tests/server/bench_messages.c), so one thread goes far; and with another
+ * one core wakes it for every event, to hand the polling on. */
+int rpc_threads_of(int wanted, long n_cores) {
+    assert(wanted >= 0 && wanted <= RPC_THREADS_MAX); /* the configuration's range */
+    if (wanted > 0) return wanted;
+    const long n = n_cores / 2; /* -1, unknown: one */
+    return n < 1 ? 1 : n > 4 ? 4 : (int)n;
 }
 
 status rpc_open(server *s, rpc **out, error *err) {
@@ -214,7 +213,7 @@ status rpc_open(server *s, rpc **out, error *err) {
     grpc_init();
     r->server = s;
     s->rpc = r;
-    const int n = n_threads_of(o);
+    const int n = rpc_threads_of(o->rpc_threads, sysconf(_SC_NPROCESSORS_ONLN));
     status e = OK;
     for (int i = 0; i < n && e == OK; i++) {
         rpc_thread *t = &r->threads[i];

@@ -69,6 +69,8 @@ typedef struct rpc {
     rpc_port ports[2];
 } rpc;
 
+/* How many threads there are: what is wanted, for 0 one for two cores, at most 4. */
+int rpc_threads_of(int wanted, long n_cores);
 /* Binds, starts. s->address gets the bound main address. E_IO. */
 BASE_MUST_USE status rpc_open(server *s, rpc **out, error *err);
 /* The main port takes no connection any more, peers are told (GOAWAY), its calls go on; the health

@@ -14,7 +14,7 @@ typedef struct server server;
 typedef struct server_options {
     const char *listen;        /* host:port, port 0 picks one; unix:PATH */
     const char *health_listen; /* a second, plaintext port with health only; NULL: none */
-    int rpc_threads;           /* 0: one a core, at most 4 */
+    int rpc_threads;           /* 0: one for two cores, at most 4 */
     int max_streams;           /* concurrent calls a connection */
     uint64_t max_message_bytes;
     int max_connection_age_s, keepalive_s;             /* 0: off */
