@@ -416,7 +416,7 @@ static void *stop_engine(void *e) {
 }
 
 /* Ends e by `end` when n_steps steps are over and another is held, which goes on once the end has
- * begun; n_steps < 0: at once, whatever it has come to. */
+ * begun; n_steps < 0: at once, whatever it has come to (only for an end that leaves e there). */
 static void end_in_a_step(engine *e, fake_gate *g, long n_steps, void *(*end)(void *)) {
     pthread_t thread;
     client probe;
@@ -442,7 +442,7 @@ START_TEST(closing_ends_what_runs) {
         c[i].request.ignore_eos = true;
         ck_assert_int_eq(engine_submit(e, &c[i].request), OK);
     }
-    end_in_a_step(e, &gate, _i / 2 * 4 - 4, close_engine);
+    end_in_a_step(e, &gate, _i / 2 * 4, close_engine);
     for (int i = 0; i < 8; i++) {
         ck_assert(c[i].ended && c[i].end == END_DRAINING);
         client_deinit(&c[i]);
