@@ -34,8 +34,11 @@ def _option(name):
 
 
 SANITIZER, FAULTS = _option("INFERD_SANITIZE"), _option("INFERD_FAULTS") == "ON"
-SLOW = {"": 1, "thread": 12}.get(SANITIZER, 6)  # factor on time limits: sanitizers cost that much
+SLOW = {"": 1, "thread": 12}.get(SANITIZER, 6)  # what sanitizers cost
 BRIEF = SLOW > 1  # fewer rounds
+# How long the tests wait for anything that must come. It finds what hangs, not what is slow: nothing here measures time, which a
+# crowded machine has none of. Figures are taken by tests/bench and tests/fleet.
+PATIENCE_S = 300 if BRIEF else 120
 
 
 def _make_stubs():
@@ -57,23 +60,29 @@ def goldens(name):
     return json.loads((GOLDENS / name).read_text())
 
 
-def wait_for(what, condition, timeout_s):
+def wait_for(what, condition, timeout_s=PATIENCE_S):
     """Polls until condition() is true; fails naming `what`."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > end:
+    end, pause_s = time.monotonic() + timeout_s, 0.002
+    while True:
+        late = time.monotonic() > end  # it has one more look: this process may have slept
+        if condition():
+            return
+        if late:
             raise AssertionError(f"not within {timeout_s:.1f} s: {what}")
-        time.sleep(0.002)
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, 0.05)
 
 
 class Server:
     """One inferd process. `sets`: configuration keys. Use as a context manager: on leaving it is stopped by SIGTERM and
     must exit 0 with an empty stderr (where sanitizers would report too)."""
 
+    defaults = {"engine.threads": 2, "server.drain_s": 5}  # of `sets`
+
     def __init__(self, sets=None, model=MODEL, flags=(), unix=False, admin=False, wait=True, options=(), stderr_empty=True,
                  credentials=None):
         self.dir = tempfile.TemporaryDirectory(prefix="inferd-e2e-")
-        self.sets = {"engine.threads": 2, "server.drain_s": 5, **(sets or {})}
+        self.sets = {**self.defaults, **(sets or {})}
         listen = f"unix:{self.dir.name}/s" if unix else "127.0.0.1:0"
         self.argv = [str(INFERD), "--model", str(model), "--listen", listen, "--admin", "127.0.0.1:0" if admin else "off"]
         for key, value in self.sets.items():
@@ -102,7 +111,7 @@ class Server:
         self._ready.set()
 
     def wait_ready(self):
-        self._ready.wait(30 * SLOW)
+        self._ready.wait(PATIENCE_S)
         if self.address is None:
             code = self.process.poll()
             self.kill()
@@ -113,7 +122,8 @@ class Server:
     def new_channel(self, options=()):
         """A connection of its own."""
         all_options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1),
-                       ("grpc.max_metadata_size", 65536)] + self.options + list(options)
+                       ("grpc.max_metadata_size", 65536),
+                       ("grpc.min_reconnect_backoff_ms", 1000 * PATIENCE_S)] + self.options + list(options)
         if self.credentials:
             return grpc.secure_channel(self.address, self.credentials, all_options)
         return grpc.insecure_channel(self.address, all_options)
@@ -121,17 +131,28 @@ class Server:
     # ---- state
 
     def status(self):
-        return self.stub.EngineStatus(pb.EngineStatusRequest(), timeout=10 * SLOW)
+        return self.stub.EngineStatus(pb.EngineStatusRequest(), timeout=PATIENCE_S)
 
-    def assert_idle(self, timeout_s=2.0):
+    def assert_idle(self, timeout_s=PATIENCE_S):
         """Zero state: nothing runs or waits, every KV block is free."""
         def idle():
             s = self.status()
             return s.running == 0 and s.waiting == 0 and s.waiting_tokens == 0 and s.kv_blocks_free == s.kv_blocks_total
         try:
-            wait_for("idle", idle, timeout_s * SLOW)
+            wait_for("idle", idle, timeout_s)
         except AssertionError:
             raise AssertionError(f"not idle: {self.status()}")
+
+    def wait_status(self, **want):
+        """Fields of EngineStatus become `want`: what a call has done is counted a moment after its end."""
+        def reached():
+            seen.update({name: getattr(status, name) for status in [self.status()] for name in want})
+            return seen == want
+        seen = {}
+        try:
+            wait_for("", reached)
+        except AssertionError:
+            raise AssertionError(f"status: {seen}, and not {want}")
 
     def fds(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
@@ -154,21 +175,21 @@ class Server:
     def signal(self, number):
         self.process.send_signal(number)
 
-    def wait_exit(self, timeout_s):
-        self.exit_code = self.process.wait(timeout_s * SLOW)
-        self._reader.join(5)
+    def wait_exit(self, timeout_s=PATIENCE_S):
+        self.exit_code = self.process.wait(timeout_s)
+        self._reader.join(PATIENCE_S)
         return self.exit_code
 
     def kill(self):
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
 
     def stop(self):
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
             try:
-                self.wait_exit(self.sets["server.drain_s"] + 10)
+                self.wait_exit(self.sets["server.drain_s"] + PATIENCE_S)
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise AssertionError("inferd did not end after SIGTERM")
@@ -252,7 +273,7 @@ class Answer:
 
 
 def generate(server, request, **kw):
-    kw.setdefault("timeout", 120 * SLOW)
+    kw.setdefault("timeout", 5 * PATIENCE_S)
     return Answer(server.stub.Generate(request, **kw))
 
 
@@ -264,7 +285,7 @@ def run_all(server, requests, n_channels=8):
     def one(i):
         try:
             stub = rpc.InferenceStub(channels[i % len(channels)])
-            out[i] = Answer(stub.Generate(requests[i], timeout=300 * SLOW))
+            out[i] = Answer(stub.Generate(requests[i], timeout=5 * PATIENCE_S))
         except BaseException as e:  # noqa: BLE001 - carried to the test's thread
             out[i] = e
 
@@ -340,7 +361,41 @@ def background(server, request, n_messages=1):
         call.cancel()
 
 
-def inferctl(server_or_address, *args, stdin=None, timeout_s=60, env=None):
+@contextlib.contextmanager
+def occupied(server, prompt=(11,) * 8, max_tokens=8000, **kw):
+    """A sequence that decodes all the while; its call, cancelled on leaving or before. It has thousands of steps to go, and one costs
+    the server more than a call costs anybody; its output is gathered (final_only), so that no slow reader pauses it."""
+    before = server.status().generated_tokens
+    call = server.stub.Generate(ids_request(prompt, max_tokens, output=pb.Output(final_only=True), **kw))
+    wait_for("it decodes", lambda: server.status().generated_tokens > before)
+    try:
+        yield call
+        assert call.is_active() or call.cancelled(), "it was meant to outlast the test"
+    finally:
+        call.cancel()
+
+
+SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
+
+
+@contextlib.contextmanager
+def unread(server, max_tokens=7000, metadata=(), choices=1, **kw):
+    """(first message, call) of a stream that nobody reads on: what it says is more than its window of 64 KiB, the outbox's 64 KiB and a
+    message hold, so that the engine pauses it. It lives until it is read or cancelled, however fast the machine is."""
+    channel = server.new_channel(SMALL_WINDOW)
+    call = rpc.InferenceStub(channel).Generate(
+        ids_request([11] * 8, max_tokens, output=pb.Output(logprobs=True, top_logprobs=20), choices=choices, **kw),
+        metadata=metadata)
+    try:
+        first = next(call)
+        assert len(first.logprobs) > 0 and first.logprobs[0].ByteSize() * max_tokens * choices > 200_000
+        yield first, call
+    finally:
+        call.cancel()
+        channel.close()
+
+
+def inferctl(server_or_address, *args, stdin=None, timeout_s=5 * PATIENCE_S, env=None):
     address = server_or_address.address if isinstance(server_or_address, Server) else server_or_address
-    return subprocess.run([str(INFERCTL), "--server", address, *args], input=stdin, capture_output=True, timeout=timeout_s * SLOW,
+    return subprocess.run([str(INFERCTL), "--server", address, *args], input=stdin, capture_output=True, timeout=timeout_s,
                           env={**os.environ, **(env or {})})

@@ -7,7 +7,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from harness import SLOW, pb
+from harness import PATIENCE_S, pb
 
 GENERATE = "/inferd.v1.Inference/Generate"
 SHORT = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, 6, 7]), stopping=pb.Stopping(max_tokens=1)).SerializeToString()
@@ -34,7 +34,7 @@ METHODS = {
 def call(channel, path, metadata=()):
     """Calls a method with its request; returns the bytes that came (of a watch: the first message)."""
     kind, request = METHODS[path]
-    kw = {"metadata": tuple(metadata), "timeout": 30 * SLOW}
+    kw = {"metadata": tuple(metadata), "timeout": PATIENCE_S}
     if kind == "unary":
         return [channel.unary_unary(path)(request, **kw)]
     if kind == "talk":
@@ -62,13 +62,13 @@ class Tenant:
         self.channel, self.metadata = channel, bearer(token)
 
     def generate(self, request, **kw):
-        kw.setdefault("timeout", 120 * SLOW)
+        kw.setdefault("timeout", 5 * PATIENCE_S)
         return self.channel.unary_stream(GENERATE, pb.GenerateRequest.SerializeToString, pb.GenerateResponse.FromString)(
             request, metadata=self.metadata, **kw)
 
     def _unary(self, name, request, answer):
         return self.channel.unary_unary(f"/inferd.v1.Inference/{name}", type(request).SerializeToString, answer.FromString)(
-            request, metadata=self.metadata, timeout=30 * SLOW)
+            request, metadata=self.metadata, timeout=PATIENCE_S)
 
     def abort(self, *ids):
         return list(self._unary("Abort", pb.AbortRequest(request_ids=ids), pb.AbortResponse).aborted)

@@ -3,14 +3,12 @@ import html.parser
 import http.client
 import re
 import socket
-import time
 import urllib.request
 
 import pytest
 
 import harness
-from harness import BRIEF, SLOW, Server, ids_request, pb, refused, generate, wait_for
-from test_overload import gaps_of
+from harness import PATIENCE_S, Server, ids_request, pb, refused, generate, wait_for
 
 
 class Page(html.parser.HTMLParser):
@@ -37,22 +35,28 @@ class Page(html.parser.HTMLParser):
 
 
 def get(server, path):
-    return urllib.request.urlopen(f"http://{server.admin_address}{path}", timeout=10 * SLOW)
+    return urllib.request.urlopen(f"http://{server.admin_address}{path}", timeout=PATIENCE_S)
 
 
 def test_the_status_page(server):
     """What runs is on it, it is whole in itself, it renews itself, and nothing in it can be run."""
     generate(server, ids_request([5] * 40, 20))
-    wait_for("history", lambda: b"<polyline" in get(server, "/statusz").read(), 20 * SLOW)
-    answer = get(server, "/statusz")
-    text = answer.read().decode()
+    shown = []
+
+    def complete():
+        answer = get(server, "/statusz")
+        shown[:] = answer, answer.read().decode()
+        return "<polyline" in shown[1] and f"{server.status().generated_tokens:,}" in Page(shown[1]).text
+
+    wait_for("history, and the tokens that were generated", complete)
+    answer, text = shown
     page = Page(text)
     assert page.fetches == [] and "http-equiv=refresh" in text and "url(" not in text and "@import" not in text
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"] and answer.headers["Cache-Control"] == "no-store"
     for word in ("serving", "Smollm2", "output tokens/s", "KV cache", "p99", "finished", "cached prompts", "Last errors", "MiB"):
         assert word in page.text, word
     s = server.status()
-    assert f"{s.generated_tokens:,}" in page.text and f"{s.kv_blocks_total:,} of 32 tokens" in page.text
+    assert f"{s.kv_blocks_total:,} of 32 tokens" in page.text
     assert len(text) < 64 * 1024
 
 
@@ -86,25 +90,38 @@ def test_admin_on_a_unix_socket(tmp_path):
     assert path.read_text() == "not a socket"
 
 
-def test_scrapers_that_never_read(server):
-    """They take nothing from a stream's pace, a healthy scraper beside them is served, and they are cut off."""
+def stalled_scrapers(server, n):
+    """Connections that take nothing: every other one asks and reads no answer, which the kernel may take in its place; every other
+    one does not come to the end of its question."""
     host, port = server.admin_address.rsplit(":", 1)
-    n = 40 if BRIEF else 150
-    alone = gaps_of(server, n)
-    fds, stalled = server.fds(), []
-    for _ in range(28):
+    stalled = []
+    for i in range(n):
         c = socket.socket()
         c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         c.connect((host, int(port)))
-        c.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+        c.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + (b"" if i % 2 else b"\r\n"))
         stalled.append(c)
-    beside = gaps_of(server, n)
-    assert beside[n // 2] < 1.5 * alone[n // 2] + 0.002, (alone[n // 2], beside[n // 2])
-    start = time.monotonic()
-    assert b"inferd_steps_total" in get(server, "/metrics").read() and get(server, "/livez").read() == b"ok\n"
-    assert time.monotonic() - start < 2 * SLOW
-    wait_for("they are cut off", lambda: server.fds() <= fds + 1, 20 * SLOW)
-    [c.close() for c in stalled]
+    return stalled
+
+
+def test_scrapers_that_never_read(server):
+    """A stream and a healthy scraper beside them are served while half of them hang, and they are cut off. What they cost the stream's pace
+    is measured by tests/bench/serving_promises.py."""
+    fds = server.fds()
+
+    def served_beside_them():
+        stalled = stalled_scrapers(server, 28)
+        assert len(generate(server, ids_request([3] * 16, 20)).tokens) == 20
+        healthy = b"inferd_steps_total" in get(server, "/metrics").read() and get(server, "/livez").read() == b"ok\n"
+        held = server.fds() >= fds + 10
+        if held:
+            wait_for("they are cut off", lambda: server.fds() <= fds + 1)
+        [c.close() for c in stalled]
+        wait_for("their places are free", lambda: server.fds() <= fds + 1)
+        return healthy and held
+
+    # A machine may be so slow that they were cut off, after ten seconds, before the healthy one came. Then it is tried again.
+    assert any(served_beside_them() for _ in range(10)), "whoever reads was served only when those who do not were gone"
 
 
 def test_one_peer_cannot_take_every_connection(server):
@@ -112,13 +129,20 @@ def test_one_peer_cannot_take_every_connection(server):
     host, port = server.admin_address.rsplit(":", 1)
     idle = []
     for _ in range(100):
-        idle.append(socket.create_connection((host, int(port)), timeout=5 * SLOW))
-    other = http.client.HTTPConnection(host, int(port), timeout=5 * SLOW, source_address=("127.0.0.2", 0))
+        idle.append(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
+    other = http.client.HTTPConnection(host, int(port), timeout=PATIENCE_S, source_address=("127.0.0.2", 0))
     other.request("GET", "/livez")
     assert other.getresponse().read() == b"ok\n"
     other.close()
     [c.close() for c in idle]
-    wait_for("its own again", lambda: get(server, "/readyz").read() == b"ok\n", 20 * SLOW)
+
+    def served():
+        try:
+            return get(server, "/readyz").read() == b"ok\n"
+        except OSError:  # closed at once: the others are not yet gone
+            return False
+
+    wait_for("its own again", served)
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warn", "error"])

@@ -1,12 +1,13 @@
 """Continuous batching never changes tokens: 64 concurrent streams of mixed lengths equal their solo runs bit for bit, greedy
 and seeded, with chunked prefill, with a pool so small that sequences are preempted, with and without prefix reuse."""
+import contextlib
 import random
 import threading
-import time
 
+import grpc
 import pytest
 
-from harness import BRIEF, Server, generate, ids_request, pb, run_all
+from harness import BRIEF, Server, generate, ids_request, occupied, pb, run_all, wait_for
 
 N = 8 if BRIEF else 64
 SMALL_POOL = 12 if BRIEF else 24  # blocks of 16: the longest request needs 12, and together they need far more
@@ -66,25 +67,26 @@ def test_concurrent_streams_equal_solo_runs(name, solo):
 
 
 def test_priorities_go_first():
-    """One sequence at a time: of those that wait, the highest priority runs first, then arrival."""
+    """One sequence at a time: of those that wait, the highest priority runs first, then arrival. Each runs until it is cancelled."""
     with Server({"engine.max_sequences": 1, "engine.kv_blocks": 256}) as s:
-        block = s.stub.Generate(ids_request([7] * 8, 200))
-        next(block)
-        order, threads = [], []
+        calls, begun, threads = {}, [], []
 
-        def one(priority):
-            generate(s, ids_request([7, 8, 9], 2, priority=priority))
-            order.append(priority)
+        def read(priority):
+            with contextlib.suppress(grpc.RpcError):  # its cancellation
+                next(calls[priority])
+                begun.append(priority)
 
-        for i, priority in enumerate((0, -5, 10, 100, -100)):
-            threads.append(threading.Thread(target=one, args=(priority,)))
-            threads[-1].start()
-            end = time.monotonic() + 20
-            while s.status().waiting < i + 1 and time.monotonic() < end:
-                time.sleep(0.002)
-        assert s.status().waiting >= 5  # the running one may be paused and wait too, on a machine that is busy
-        list(block)
+        with occupied(s) as block:
+            for i, priority in enumerate((0, -5, 10, 100, -100)):
+                calls[priority] = s.stub.Generate(ids_request([7, 8, 9], 8000, priority=priority))
+                threads.append(threading.Thread(target=read, args=(priority,)))
+                threads[-1].start()
+                wait_for("it waits", lambda: s.status().waiting == i + 1)
+            block.cancel()
+            for i, priority in enumerate((100, 10, 0, -5, -100)):
+                wait_for("one more runs", lambda: len(begun) > i)
+                assert begun[i:] == [priority]
+                calls[priority].cancel()
         for t in threads:
             t.join()
-        assert order == [100, 10, 0, -5, -100]
         s.assert_idle()

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 import harness
-from harness import (BRIEF, Answer, Server, SLOW, background, generate, ids_request, pb, refused, rpc, wait_for)
+from harness import BRIEF, PATIENCE_S, SLOW, Answer, Server, generate, ids_request, occupied, pb, refused, rpc, wait_for
 
 ROUNDS = 48 if BRIEF else 1000
 LONG = [11] * 8
@@ -27,39 +27,44 @@ def tight():
         yield s
 
 
-def gone(server):
-    wait_for("the sequence has left", lambda: server.status().running == 0, 1.0 * SLOW)
-    server.assert_idle(1.0)
+def test_cancel_while_decoding():
+    """Each of them would go on for 8,000 tokens: all end much earlier, as cancelled. How long the blocks take to come back is measured
+    by tests/bench/serving_promises.py."""
+    n = 3 if BRIEF else 15
+    with Server({"engine.kv_blocks": 256}) as s:
+        for i in range(n):
+            call = s.stub.Generate(ids_request(LONG, 8000))
+            for _ in range(3):
+                next(call)
+            call.cancel()
+            s.assert_idle()
+        s.wait_status(requests_cancelled=n)
+        status = s.status()
+        assert status.requests_finished == status.requests_failed == 0 and status.generated_tokens < n * 4000
 
 
-def test_cancel_while_decoding(tight):
-    before = tight.status()
-    call = tight.stub.Generate(ids_request(LONG, 1000))
-    for _ in range(3):
-        next(call)
-    call.cancel()
-    gone(tight)
-    assert tight.status().requests_cancelled == before.requests_cancelled + 1
-
-
-def test_cancel_in_prefill(tight):
-    """1,400 prompt tokens in chunks of 64: cancelled before the first token."""
-    call = tight.stub.Generate(ids_request([i + 100 for i in range(1400)], 10))
-    wait_for("running", lambda: tight.status().running == 1, 5 * SLOW)
-    call.cancel()
-    gone(tight)
+def test_cancel_in_prefill():
+    """8,000 prompt tokens in chunks of 64 are many seconds of work: cancelled before the first token."""
+    with Server({"engine.kv_blocks": 256, "engine.max_step_tokens": 64}) as s:
+        before = s.status()
+        call = s.stub.Generate(ids_request([i + 100 for i in range(8000)], 10))
+        wait_for("it is computed", lambda: s.status().steps > before.steps)
+        call.cancel()
+        s.assert_idle()
+        s.wait_status(requests_cancelled=1)
+        assert s.status().generated_tokens == before.generated_tokens
 
 
 def test_cancel_while_waiting():
-    with Server({"engine.max_sequences": 1, "engine.kv_blocks": 128}) as s:
-        with background(s, ids_request(LONG, 3000)):
+    with Server({"engine.max_sequences": 1, "engine.kv_blocks": 256}) as s:
+        with occupied(s):
             waiting = s.stub.Generate(ids_request(LONG, 10))
-            wait_for("waiting", lambda: s.status().waiting == 1, 5 * SLOW)
+            wait_for("waiting", lambda: s.status().waiting == 1)
             waiting.cancel()
-            wait_for("the queue is empty", lambda: s.status().waiting == 0, 1 * SLOW)
+            wait_for("the queue is empty", lambda: s.status().waiting == 0)
             assert s.status().running == 1
             one_more = s.stub.Generate(ids_request(LONG, 10, request_id="w"))
-            wait_for("waiting", lambda: s.status().waiting == 1, 5 * SLOW)
+            wait_for("waiting", lambda: s.status().waiting == 1)
             assert list(s.stub.Abort(pb.AbortRequest(request_ids=["w"])).aborted) == ["w"]
             a = Answer(one_more)
             assert len(a.messages) == 1 and a.reason == pb.FINISH_REASON_ABORTED and a.usage.completion_tokens == 0
@@ -75,25 +80,37 @@ def test_cancel_after_the_end_is_nothing(tight):
 
 
 def test_deadline_in_each_state(tight):
-    d = refused(lambda: tight.stub.Generate(ids_request(LONG, 1000), timeout=0.4), C.DEADLINE_EXCEEDED)
+    """What would take seconds, or not begin at all, ends at its deadline."""
+    d = refused(lambda: tight.stub.Generate(ids_request(LONG, 1500), timeout=0.4), C.DEADLINE_EXCEEDED)
     assert d.code == C.DEADLINE_EXCEEDED
-    gone(tight)
-    refused(lambda: tight.stub.Generate(ids_request([i + 100 for i in range(1500)], 10), timeout=0.05), C.DEADLINE_EXCEEDED)
-    gone(tight)
-    with Server({"engine.max_sequences": 1, "engine.kv_blocks": 128}) as s:
-        with background(s, ids_request(LONG, 3000)):
-            start = time.monotonic()
+    tight.assert_idle()
+    refused(lambda: tight.stub.Generate(ids_request([i + 100 for i in range(1500)], 30), timeout=0.05), C.DEADLINE_EXCEEDED)
+    tight.assert_idle()
+    with Server({"engine.max_sequences": 1, "engine.kv_blocks": 256}) as s:
+        with occupied(s):
             refused(lambda: s.stub.Generate(ids_request(LONG, 10), timeout=0.3), C.DEADLINE_EXCEEDED)
-            assert time.monotonic() - start < 0.3 + 0.3 * SLOW
-            wait_for("the queue is empty", lambda: s.status().waiting == 0, 1 * SLOW)
+            wait_for("the queue is empty", lambda: s.status().waiting == 0)
+            assert s.status().running == 1, "the queue did not move"
         s.assert_idle()
+
+
+def assert_no_growth(server, burst):
+    """A leak makes memory grow in every burst; what pieces a crowded machine leaves between others makes it grow in some. Two bursts
+    after each other must leave the peak as it was, or nearly: 8 KiB a request."""
+    peaks, calm = [server.rss_bytes()], 0
+    while calm < 2:
+        assert len(peaks) < 40, f"memory after each burst: {peaks}"
+        burst()
+        rss = server.rss_bytes()
+        calm = calm + 1 if rss < max(peaks) + 2**20 and len(peaks) > 5 else 0
+        peaks.append(rss)
 
 
 def test_many_random_cancels_leak_nothing(tight):
     """ROUNDS requests of mixed lengths, each cancelled at a random moment (or left to end), 16 at a time."""
     channels = [tight.new_channel() for _ in range(4)]
     for c in channels:
-        rpc.InferenceStub(c).EngineStatus(pb.EngineStatusRequest(), timeout=10 * SLOW)
+        rpc.InferenceStub(c).EngineStatus(pb.EngineStatusRequest(), timeout=PATIENCE_S)
 
     def rounds(seed, n):
         rng = random.Random(seed)
@@ -102,7 +119,7 @@ def test_many_random_cancels_leak_nothing(tight):
             ids = [rng.randrange(100, 40000)] * rng.choice((1, 1, 20, 90))
             how = rng.randrange(4)
             call = stub.Generate(ids_request(ids, rng.choice((1, 5, 400)), choices=rng.choice((1, 1, 1, 3))),
-                                 timeout=rng.uniform(0.001, 0.08) * SLOW if how == 0 else 60 * SLOW)
+                                 timeout=rng.uniform(0.001, 0.08) * SLOW if how == 0 else 5 * PATIENCE_S)
             try:
                 if how == 1:
                     next(call)
@@ -122,15 +139,18 @@ def test_many_random_cancels_leak_nothing(tight):
             t.start()
         for t in threads:
             t.join()
-        tight.assert_idle(5)
+        tight.assert_idle()
 
-    burst(1 if BRIEF else 8)  # the pool is touched, buffers have grown
-    fds, threads_before, rss = tight.fds(), tight.threads(), tight.rss_bytes()
-    burst(ROUNDS // 16)
-    assert tight.fds() <= fds and tight.threads() <= threads_before
-    if not harness.SANITIZER:
-        growth = tight.rss_bytes() - rss
-        assert growth < 16 * 2**20, f"{growth} bytes more"
+    generate(tight, ids_request([i + 100 for i in range(1500)], 5))  # the whole pool is touched
+    burst(1 if BRIEF else 8)  # buffers have grown
+    fds, threads_before = tight.fds(), tight.threads()
+    if harness.SANITIZER:  # LeakSanitizer sees more than a sum
+        burst(ROUNDS // 16)
+    else:
+        assert_no_growth(tight, lambda: burst(ROUNDS // 128))
+    wait_for("descriptors are back", lambda: tight.fds() <= fds)
+    # gRPC has a few more threads when it is busy: not one for every third request.
+    wait_for("threads are back", lambda: tight.threads() < threads_before + 16)
     for c in channels:
         c.close()
     s = tight.status()
@@ -151,9 +171,9 @@ for c in calls:
 
 
 def test_client_is_killed(tight):
-    fds = tight.fds()
-    for _ in range(2 if BRIEF else 5):
-        request = ids_request(LONG, 300).SerializeToString().hex()
+    fds, before, n = tight.fds(), tight.status().requests_cancelled, 2 if BRIEF else 5
+    for _ in range(n):
+        request = ids_request(LONG, 1500).SerializeToString().hex()
         p = subprocess.Popen([sys.executable, "-c", CLIENT, tight.address, request], stdout=subprocess.PIPE, text=True,
                              env={**os.environ, "GRPC_VERBOSITY": "NONE"})
         assert p.stdout.readline().strip() == "streaming"
@@ -161,17 +181,5 @@ def test_client_is_killed(tight):
         p.wait()
         p.stdout.close()
         tight.assert_idle()
-    wait_for("descriptors are back", lambda: tight.fds() <= fds, 5 * SLOW)
-
-
-def test_time_of_release_is_one_step(tight):
-    """The median time from cancel to free blocks, seen over the API, stays in the order of a step."""
-    times = []
-    for _ in range(3 if BRIEF else 15):
-        call = tight.stub.Generate(ids_request(LONG, 1000))
-        next(call)
-        start = time.monotonic()
-        call.cancel()
-        wait_for("free", lambda: tight.status().kv_blocks_free == tight.status().kv_blocks_total, 2 * SLOW)
-        times.append(time.monotonic() - start)
-    assert sorted(times)[len(times) // 2] < 0.1 * SLOW, times
+    wait_for("descriptors are back", lambda: tight.fds() <= fds)
+    wait_for("they count as cancelled", lambda: tight.status().requests_cancelled >= before + 4 * n)
