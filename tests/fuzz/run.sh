@@ -15,8 +15,9 @@ for t in "${targets[@]}"; do
     mkdir -p "$work/$t/found" "$work/$t/corpus"
     seeds=("$work/$t/corpus" "$here/corpus/$t")
     [ -d "$here/regressions/$t" ] && seeds+=("$here/regressions/$t")
-    # -rss_limit_mb: a bounded input may not cost much; -timeout: nor take long (the sanitizers cost a factor of about 20).
-    if "$build/$t" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=16384 -print_final_stats=1 \
+    # -rss_limit_mb: a bounded input may not cost much; -timeout: nor hang (wall clock: on a crowded machine a unit of half
+    # a second takes long).
+    if "$build/$t" -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=16384 -print_final_stats=1 \
         -artifact_prefix="$work/$t/found/" "${seeds[@]}" >"$work/$t/log" 2>&1; then
         echo "ok   $t: $(grep -o 'stat::number_of_executed_units: *[0-9]*' "$work/$t/log" | grep -o '[0-9]*$') inputs, $(grep -o 'cov: [0-9]*' "$work/$t/log" | tail -1)"
     else
