@@ -15,7 +15,7 @@ import struct
 import grpc
 import pytest
 
-from harness import GOLDENS, ROOT, SLOW, Server, generate, goldens, ids_request, pb, refused
+from harness import GOLDENS, PATIENCE_S, ROOT, Server, generate, goldens, ids_request, pb, refused
 from speaker import write_speaker, write_with_tokenizer
 
 DATA = goldens("sampling/sampling.json")
@@ -224,7 +224,7 @@ def test_logprobs_equal_the_reference_models(model, tmp_path):
     with Server({"engine.kv_blocks": 64, "engine.threads": 1}, model=model) as server:
         for prompt in prompts:
             a = generate(server, ids_request(prompt["ids"], 1, output=pb.Output(logprobs=True, prompt_logprobs=True, top_logprobs=20)),
-                         timeout=60 * SLOW)
+                         timeout=5 * PATIENCE_S)
             after = list(a.prompt.logprobs)[1:] + list(a.logprobs[0])  # after[i]: what comes after token i
             raw = base64.b64decode(prompt["last_logits_f32_b64"])
             logits = struct.unpack(f"<{len(raw) // 4}f", raw)
