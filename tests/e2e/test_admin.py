@@ -105,8 +105,7 @@ def stalled_scrapers(server, n):
 
 
 def test_scrapers_that_never_read(server):
-    """A stream and a healthy scraper beside them are served while half of them hang, and they are cut off. What they cost the stream's pace
-    is measured by tests/bench/serving_promises.py."""
+    """A stream and a healthy scraper beside them are served while half of them hang, and they are cut off."""
     fds = server.fds()
 
     def served_beside_them():

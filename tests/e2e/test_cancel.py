@@ -28,8 +28,7 @@ def tight():
 
 
 def test_cancel_while_decoding():
-    """Each of them would go on for 8,000 tokens: all end much earlier, as cancelled. How long the blocks take to come back is measured
-    by tests/bench/serving_promises.py."""
+    """Each of them would go on for 8,000 tokens: all end much earlier, as cancelled."""
     n = 3 if BRIEF else 15
     with Server({"engine.kv_blocks": 256}) as s:
         for i in range(n):
