@@ -8,8 +8,7 @@
 #include "base/utf8.h"
 #include "engine/jinja.h"
 
-/* Used when the file has no template. */
-static const char chatml[] =
+const char chat_chatml[] =
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + "
     "'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
     "{% endif %}";
@@ -41,10 +40,6 @@ void chat_template_close(chat_template *c) {
 
 status chat_template_open(const char *source, size_t len, const char *bos, const char *eos,
                           chat_template **out, error *err) {
-    if (!source) {
-        source = chatml;
-        len = sizeof chatml - 1;
-    }
     if (len > LIMIT_TEMPLATE_BYTES) {
         return error_set(err, E_TOO_LARGE, "the chat template has %zu bytes, the limit is %u", len,
                          LIMIT_TEMPLATE_BYTES);

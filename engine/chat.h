@@ -33,6 +33,9 @@ typedef struct chat_text {
 } chat_text;
 void chat_text_free(chat_text *c);
 
+/* ChatML: what a file without a template gets, as elsewhere. */
+extern const char chat_chatml[];
+
 /* Parses the template (source, len: not NUL-terminated). bos, eos: spellings given to it as
  * bos_token, eos_token. E_FORMAT: a syntax error with its line; E_UNSUPPORTED names a construct
  * that the interpreter does not have. */

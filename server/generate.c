@@ -310,13 +310,7 @@ static void admission_prepare(admission *d) {
     else
         e = prepare(d->s, m, &d->v, &d->r);
     if (e != OK) d->r = (refusal){.kind = REFUSE_INTERNAL, .message = "out of memory"};
-    if (d->r.kind != REFUSE_NONE || d->v.n == 0) return;
-    d->r.kind = REFUSE_INVALID;
-    d->r.bad = &d->v;
-    char text[ERROR_TEXT_MAX + 128];
-    snprintf(text, sizeof text, "%s: %s%s", d->v.v[0].field, d->v.v[0].description,
-             d->v.n > 1 ? " (and more: see details)" : "");
-    utf8_copy(d->r.message, sizeof d->r.message, text);
+    if (d->r.kind == REFUSE_NONE && d->v.n > 0) d->r = refuse_invalid(&d->v);
 }
 
 /* Rpc thread: submits or refuses, and frees d. */

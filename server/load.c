@@ -83,17 +83,13 @@ static void spelling_of(const tokenizer *t, int32_t id, char *out, size_t bytes)
 
 /* A template that the interpreter lacks something for does not keep the model from serving text. */
 static status open_chat(loader *l) {
-    static const char CHATML[] =
-        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
-        "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
-        "{{ '<|im_start|>assistant\n' }}{% endif %}";
     bool found;
     char bos[64], eos[64];
     error err;
     gguf_str s;
     status e = gguf_get_str(l->file, "tokenizer.chat_template", &found, &s, &l->err);
     if (e != OK) return e;
-    if (!found) s = (gguf_str){CHATML, sizeof CHATML - 1};
+    if (!found) s = (gguf_str){chat_chatml, strlen(chat_chatml)};
     l->chat_source = s;
     spelling_of(l->tokenizer, tokenizer_bos(l->tokenizer), bos, sizeof bos);
     spelling_of(l->tokenizer, tokenizer_eos(l->tokenizer), eos, sizeof eos);

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 static const refuse_row ROWS[REFUSE_KINDS] = {
     [REFUSE_NONE] = {GRPC_STATUS_OK, NULL, "", PUSHBACK_NONE},
     [REFUSE_INVALID] = {GRPC_STATUS_INVALID_ARGUMENT, NULL, "the request is not valid",
@@ -58,6 +60,16 @@ void violate(violations *v, const char *description, const char *field_fmt, ...)
     const char *d = arena_strndup(v->arena, description, strlen(description));
     /* Out of the request's memory: the fact is kept, with a text that needs none. */
     v->v[v->n++] = (violation){f ? f : "request", d ? d : "not valid"};
+}
+
+refusal refuse_invalid(const violations *bad) {
+    assert(bad->n > 0);
+    refusal r = {.kind = REFUSE_INVALID, .bad = bad};
+    char text[ERROR_TEXT_MAX + 128];
+    snprintf(text, sizeof text, "%s: %s%s", bad->v[0].field, bad->v[0].description,
+             bad->n > 1 ? " (and more: see details)" : "");
+    utf8_copy(r.message, sizeof r.message, text);
+    return r;
 }
 
 grpc_status_code refuse_code(const refusal *r) {

@@ -64,6 +64,9 @@ typedef struct refusal {
     const violations *bad; /* REFUSE_INVALID, or NULL */
 } refusal;
 
+/* REFUSE_INVALID whose message names the first bad field. bad: at least one, kept by reference. */
+refusal refuse_invalid(const violations *bad);
+
 grpc_status_code refuse_code(const refusal *r);
 const char *refuse_message(const refusal *r);
 int refuse_pushback_ms(const refusal *r); /* PUSHBACK_NONE: send none */

@@ -56,8 +56,7 @@ static void end(unary *u, const ProtobufCMessage *message) {
     call *c = u->c;
     const size_t packed = message ? protobuf_c_message_get_packed_size(message) : 0;
     if (packed + u->more.len > LIMIT_REPLY_BYTES) refuse_size(u);
-    if (u->r.kind == REFUSE_NONE && u->v.n > 0)
-        u->r = (refusal){.kind = REFUSE_INVALID, .bad = &u->v};
+    if (u->r.kind == REFUSE_NONE && u->v.n > 0) u->r = refuse_invalid(&u->v);
     if (u->r.kind == REFUSE_NONE && !message)
         u->r = (refusal){.kind = REFUSE_INTERNAL, .message = "out of memory"};
     if (u->r.kind != REFUSE_NONE) {
