@@ -219,16 +219,23 @@ static void cancel_all(worker *w) {
     for (stream *st = w->live.next; st != &w->live; st = st->next) rpc_cancel(st->call);
 }
 
-/* Open loop: starts what is due; returns when the next one is, or TIME_NEVER after the last. */
+/* Open loop: starts what is due; returns when to come again, or TIME_NEVER when an event has to
+ * come first. What a server cannot take waits here, and its latency counts from when it was due. */
 static int64_t start_arrivals(worker *w) {
+    enum { LIVE_MAX = 16384, BURST_MAX = 256 }; /* of all workers; before a look at the events */
+    static const double gap_max_s = 1e6;
     shared *s = w->s;
     const double rate = s->plan->rate_per_s / s->plan->n_threads;
-    while (!w->cancelled && w->next_arrival_ns < s->stop_starting_ns &&
-           atomic_load_explicit(&s->next, memory_order_relaxed) < s->plan->n_requests) {
-        if (w->next_arrival_ns > clock_now_ns()) return w->next_arrival_ns;
+    for (int burst = 0; !w->cancelled && w->next_arrival_ns < s->stop_starting_ns &&
+                        atomic_load_explicit(&s->next, memory_order_relaxed) < s->plan->n_requests;
+         burst++) {
+        const int64_t now = clock_now_ns();
+        if (w->next_arrival_ns > now) return w->next_arrival_ns;
+        if (w->n_live >= LIVE_MAX / s->plan->n_threads) return TIME_NEVER;
+        if (burst == BURST_MAX) return now;
         start_next(w, w->next_arrival_ns);
         const double u = (double)(random_next(&w->random) >> 11) * 0x1p-53;
-        w->next_arrival_ns += (int64_t)(-log1p(-u) / rate * 1e9);
+        w->next_arrival_ns += (int64_t)(fmin(-log1p(-u) / rate, gap_max_s) * 1e9);
     }
     return TIME_NEVER;
 }

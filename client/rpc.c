@@ -116,9 +116,18 @@ static void retry_config(int retries, char out[512]) {
                    retries + 1);
 }
 
+/* Core would take 443 for a port that is not given. A scheme or an IPv6 address has colons, too:
+ * those are core's to judge. */
+static status check_target(const char *server, error *err) {
+    if (strchr(server, ':')) return OK;
+    return error_set(err, E_INVAL, "--server %s: no port; %s:50051 is meant, perhaps", server,
+                     server);
+}
+
 status rpc_channel_open(const rpc_options *o, rpc_channel **out, error *err) {
     grpc_channel_credentials *credentials = NULL;
-    status s = open_credentials(o, &credentials, err);
+    status s = check_target(o->server, err);
+    if (s == OK) s = open_credentials(o, &credentials, err);
     if (s != OK) return s;
     rpc_channel *c = calloc(1, sizeof *c);
     if (!c) goto fail_memory;
@@ -135,7 +144,7 @@ status rpc_channel_open(const rpc_options *o, rpc_channel **out, error *err) {
         int_arg("grpc.max_metadata_size", METADATA_BYTES_MAX),
         int_arg("grpc.use_local_subchannel_pool", 1), /* each channel its own connection */
         int_arg("grpc.initial_reconnect_backoff_ms", 100),
-        int_arg("grpc.min_reconnect_backoff_ms", 1000),
+        int_arg("grpc.min_reconnect_backoff_ms", 5000), /* an attempt may take this long */
         int_arg("grpc.max_reconnect_backoff_ms", 1000),
         int_arg("grpc.enable_retries", o->retries > 0),
         int_arg("grpc.service_config_disable_resolution", 1),

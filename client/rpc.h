@@ -44,7 +44,7 @@ void rpc_init(void);
 void rpc_deinit(void); /* after every channel and loop is closed */
 
 /* Connects when the first call needs it. E_IO: a PEM file cannot be read; E_INVAL: does not fit
- * together. */
+ * together, or a server without a port. */
 BASE_MUST_USE status rpc_channel_open(const rpc_options *o, rpc_channel **out, error *err);
 /* After its calls have ended. NULL is legal. */
 void rpc_channel_close(rpc_channel *c);

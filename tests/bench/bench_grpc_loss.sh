@@ -4,13 +4,14 @@
 #
 #   tests/bench/bench_grpc_loss.sh BUILD_DIR MODEL.gguf [ROUNDS] [THREADS]...
 #
-# The two take turns, each in a new process: where its memory lies makes one instance up to 8 % faster than the next. A figure is the
-# median of the rounds (default 5; three times as many for one stream, whose runs are short), a loss the median of the rounds' losses.
+# The two take turns, each in a new process that has answered two requests before (bench_engine warms up, too): one instance is up to
+# 8 % faster than the next, perhaps by where its memory lies. A figure is the median of the rounds (default 5; three times as many for one
+# stream, whose runs are short), a loss the median of the rounds' losses.
 # THREADS: compute threads, default 2 and 1. The client runs on the same cores: with as many compute threads as cores, what it and the
 # server's rpc threads take is taken from the computation. "without the client" gives back the client's own CPU time (getrusage); with
 # one thread less than cores both have a core to run on.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
 build=$1 model=$2 rounds=${3:-5}
 shift $(($# < 3 ? $# : 3))
 [ $# -gt 0 ] || set -- 2 1
@@ -31,7 +32,7 @@ for threads in "$@"; do
             "$build/inferctl" health --server "unix:$work/socket" --wait 10 >/dev/null
             TIMEFORMAT='%U %S'
             { time "$build/inferctl" bench --server "unix:$work/socket" --wait 10 --streams "$streams" --requests "$streams" \
-                --prompt-tokens 16 --output-tokens 256 --json >"$work/grpc.$round"; } 2>"$work/client.$round"
+                --warmup 2 --prompt-tokens 16 --output-tokens 256 --json >"$work/grpc.$round"; } 2>"$work/client.$round"
             kill "$server" && wait "$server"
             server=
         done
@@ -46,7 +47,8 @@ for r in range(1, rounds + 1):
     assert g["requests_failed"] == 0 and g["output_tokens"] == tokens, g
     engine.append(json.load(open(f"{work}/engine.{r}"))[0]["total_tokens_per_s"])
     over.append(g["output_tokens_per_s"])
-    client_s.append(sum(map(float, open(f"{work}/client.{r}").read().split())))
+    user_and_system = sum(map(float, open(f"{work}/client.{r}").read().split()))
+    client_s.append(user_and_system * tokens / (tokens + 2 * 256))  # the warm-up's part is not the run's
     alone = tokens / (tokens / over[-1] - client_s[-1])
     loss.append(100 * (1 - over[-1] / engine[-1]))
     loss_alone.append(100 * (1 - alone / engine[-1]))

@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 
+import pytest
+
 import harness
-from harness import INFERCTL, PATIENCE_S, generate, goldens, inferctl, text_request, wait_for
+from harness import INFERCTL, PATIENCE_S, generate, goldens, inferctl, pb, text_request, wait_for
 
 
 def good(p):
@@ -135,6 +137,28 @@ def test_usage_errors(server):
     for name in ("generate", "chat", "tokenize", "detokenize", "info", "status", "health", "abort", "bench"):
         text = good(inferctl(server, name, "--help"))
         assert "examples:" in text and "exit codes:" in text
+
+
+def test_a_server_needs_a_port():
+    p = subprocess.run([str(INFERCTL), "--server", "localhost", "info"], capture_output=True, timeout=PATIENCE_S)
+    assert p.returncode == 2 and b"localhost:50051" in p.stderr, p.stderr
+
+
+@pytest.mark.parametrize("rate", ["1e9", "1e-300"])
+def test_bench_at_any_rate(server, rate):
+    """A rate beyond all reason starts no more than may live at once, and hears Ctrl-C; one below all reason waits."""
+    p = subprocess.Popen([str(INFERCTL), "--server", server.address, "bench", "--rate", rate, "--duration", "3600",
+                          "--output-tokens", "1", "--prompt-tokens", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_for("Ctrl-C is held for a look",
+                 lambda: int(re.search(r"SigBlk:\s*(\w+)", open(f"/proc/{p.pid}/status").read()).group(1), 16) & 2)
+        if rate == "1e9":
+            wait_for("the load has come", lambda: server.stub.EngineStatus(pb.EngineStatusRequest()).running > 0)
+        p.send_signal(signal.SIGINT)
+        p.communicate(timeout=PATIENCE_S)
+        assert p.returncode == 130
+    finally:
+        p.kill()
 
 
 def test_wait_until_ready():
