@@ -21,10 +21,8 @@ status error_set(error *err, status code, const char *fmt, ...) {
     err->code = code;
     va_list args;
     va_start(args, fmt);
-    const int wanted = vsnprintf(err->text, sizeof err->text, fmt, args);
+    utf8_vprint(err->text, sizeof err->text, fmt, args);
     va_end(args);
-    if (wanted >= ERROR_TEXT_MAX)
-        err->text[utf8_complete_prefix(err->text, ERROR_TEXT_MAX - 1)] = '\0';
     make_printable(err->text);
     return code;
 }

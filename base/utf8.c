@@ -1,5 +1,6 @@
 #include "base/utf8.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* Bounds of the second byte by lead byte (Unicode 15, table 3-7); every later byte is 80..BF. */
@@ -116,11 +117,24 @@ size_t utf8_complete_prefix(const char *s, size_t len) {
     return len;
 }
 
-void utf8_copy(char *out, size_t bytes, const char *s) {
-    size_t n = strnlen(s, bytes);
-    if (n == bytes) n = utf8_complete_prefix(s, bytes - 1);
-    memcpy(out, s, n);
+void utf8_copy(char *out, size_t bytes, const char *s, size_t len) {
+    size_t n = 0;
+    len = strnlen(s, len);
+    for (size_t i = 0; i < len;) {
+        uint32_t cp;
+        char character[4];
+        i += utf8_decode(s + i, len - i, &cp);
+        const size_t k = utf8_put(cp == UTF8_BAD ? 0xFFFD : cp, character);
+        if (k > bytes - 1 - n) break;
+        memcpy(out + n, character, k);
+        n += k;
+    }
     out[n] = '\0';
+}
+
+void utf8_vprint(char *out, size_t bytes, const char *fmt, va_list args) {
+    const int wanted = vsnprintf(out, bytes, fmt, args);
+    if (wanted >= 0 && (size_t)wanted >= bytes) out[utf8_complete_prefix(out, bytes - 1)] = '\0';
 }
 
 size_t utf8_sanitise(const char *s, size_t len, char *out) {

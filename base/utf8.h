@@ -3,9 +3,12 @@
 #ifndef INFERD_BASE_UTF8_H
 #define INFERD_BASE_UTF8_H
 
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "base/status.h"
 
 /* True if s[0..len) is well-formed UTF-8 (no surrogates, no overlong forms, <= U+10FFFF). NUL is
  * allowed. */
@@ -24,8 +27,12 @@ size_t utf8_put(uint32_t cp, char out[4]);
  * end (at most 3 bytes are held back). */
 size_t utf8_complete_prefix(const char *s, size_t len);
 
-/* Copies the NUL-terminated s to out, cut before a character that does not fit into bytes - 1. */
-void utf8_copy(char *out, size_t bytes, const char *s);
+/* Copies s[0..len), or less if a NUL comes before, to out: sanitised as below, cut before a
+ * character that does not fit into bytes - 1. Always NUL-terminated. */
+void utf8_copy(char *out, size_t bytes, const char *s, size_t len);
+
+/* vsnprintf, cut before a character that does not fit. What the arguments hold is kept as it is. */
+void utf8_vprint(char *out, size_t bytes, const char *fmt, va_list args) BASE_PRINTF(3, 0);
 
 /* Copies s to out, each maximal invalid part becoming U+FFFD. out must hold 3 * len bytes. Returns
  * bytes written. */

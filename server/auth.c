@@ -71,10 +71,7 @@ static bool id_of(const char *name, size_t len, uint64_t *out) {
 
 /* What logs and statuses show. A certificate's URI or DNS name may hold any bytes. */
 static void keep_name(char out[TENANT_NAME_BYTES + 1], const char *name, size_t len) {
-    char clean[3 * TENANT_NAME_BYTES + 1];
-    if (len > TENANT_NAME_BYTES) len = utf8_complete_prefix(name, TENANT_NAME_BYTES);
-    clean[utf8_sanitise(name, strnlen(name, len), clean)] = '\0';
-    utf8_copy(out, TENANT_NAME_BYTES + 1, clean);
+    utf8_copy(out, TENANT_NAME_BYTES + 1, name, len);
 }
 
 /* Under the lock. A longer name is kept cut; it is told apart by its id. */

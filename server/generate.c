@@ -8,7 +8,6 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
-#include "base/utf8.h"
 #include "server/stream.h"
 
 /* Ending a call ourselves this long before its deadline lets the details reach the client: after
@@ -90,10 +89,8 @@ static status take_input(stream *s, const Inferd__V1__GenerateRequest *m, violat
     } else if (m->input_case == INFERD__V1__GENERATE_REQUEST__INPUT_CHAT) {
         field = "chat";
         if (!model->chat) {
-            char text[ERROR_TEXT_MAX + 8];
-            snprintf(text, sizeof text, "chat: %s", model->chat_problem);
             r->kind = REFUSE_UNIMPLEMENTED;
-            utf8_copy(r->message, sizeof r->message, text);
+            refuse_say(r, "chat: %s", model->chat_problem);
             return OK;
         }
         e = encode_chat(model, m->chat, v->arena, s, v, &err);
@@ -194,7 +191,7 @@ static status prepare(stream *s, const Inferd__V1__GenerateRequest *m, violation
     }
     if (s->options.constraint) {
         r->kind = REFUSE_UNIMPLEMENTED;
-        snprintf(r->message, sizeof r->message, "%s is not built", s->options.constraint);
+        refuse_say(r, "%s is not built", s->options.constraint);
         return OK;
     }
     take_id(s, m);
@@ -282,8 +279,7 @@ static void submit(stream *s, refusal *r) {
     tenant_release(&s->charge, 0);
     r->kind = refusal_of(e);
     if (e == E_TOO_LARGE && s->request.account_blocks_max > 0)
-        snprintf(r->message, sizeof r->message, "%s",
-                 "the prompt and max_tokens need more KV blocks than the tenant may hold");
+        refuse_say(r, "the prompt and max_tokens need more KV blocks than the tenant may hold");
     if (e == E_FULL) r->pushback_ms = server_pushback_ms(srv);
 }
 

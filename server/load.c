@@ -103,9 +103,7 @@ static status open_chat(loader *l) {
 
 /* Valid UTF-8 whatever the file says: clients and scrapes break on anything else. */
 static void keep_name(char out[NAME_BYTES], const char *s) {
-    char clean[3 * NAME_BYTES + 1];
-    clean[utf8_sanitise(s, strnlen(s, NAME_BYTES), clean)] = '\0';
-    utf8_copy(out, NAME_BYTES, clean);
+    utf8_copy(out, NAME_BYTES, s, strlen(s));
 }
 
 static void take_name(loader *l) {

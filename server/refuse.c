@@ -62,13 +62,18 @@ void violate(violations *v, const char *description, const char *field_fmt, ...)
     v->v[v->n++] = (violation){f ? f : "request", d ? d : "not valid"};
 }
 
+void refuse_say(refusal *r, const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    utf8_vprint(r->message, sizeof r->message, fmt, args);
+    va_end(args);
+}
+
 refusal refuse_invalid(const violations *bad) {
     assert(bad->n > 0);
     refusal r = {.kind = REFUSE_INVALID, .bad = bad};
-    char text[ERROR_TEXT_MAX + 128];
-    snprintf(text, sizeof text, "%s: %s%s", bad->v[0].field, bad->v[0].description,
-             bad->n > 1 ? " (and more: see details)" : "");
-    utf8_copy(r.message, sizeof r.message, text);
+    refuse_say(&r, "%s: %s%s", bad->v[0].field, bad->v[0].description,
+               bad->n > 1 ? " (and more: see details)" : "");
     return r;
 }
 

@@ -64,6 +64,8 @@ typedef struct refusal {
     const violations *bad; /* REFUSE_INVALID, or NULL */
 } refusal;
 
+/* Sets the message, cut between characters where it is too long. */
+void refuse_say(refusal *r, const char *fmt, ...) BASE_PRINTF(2, 3);
 /* REFUSE_INVALID whose message names the first bad field. bad: at least one, kept by reference. */
 refusal refuse_invalid(const violations *bad);
 

@@ -60,7 +60,7 @@ static refusal end_of(const stream *s) {
         break;
     case END_NOT_FINITE:
         r.kind = REFUSE_INTERNAL;
-        snprintf(r.message, sizeof r.message, "the model's output was not finite");
+        refuse_say(&r, "the model's output was not finite");
         break;
     case END_INTERNAL:
         r.kind = REFUSE_INTERNAL;
@@ -74,8 +74,8 @@ static refusal end_of(const stream *s) {
     }
     if (s->too_large) {
         r = (refusal){.kind = REFUSE_TOO_LARGE};
-        snprintf(r.message, sizeof r.message,
-                 "with final_only the output would be larger than %u bytes", LIMIT_REPLY_BYTES);
+        refuse_say(&r, "with final_only the output would be larger than %u bytes",
+                   LIMIT_REPLY_BYTES);
     }
     if (s->out_of_memory) r = (refusal){.kind = REFUSE_INTERNAL, .message = "out of memory"};
     if (r.kind == REFUSE_INTERNAL) {

@@ -38,8 +38,7 @@ static void *begin(unary *u, call *c, const ProtobufCMessageDescriptor *d, bool 
 
 static void refuse_size(unary *u) {
     u->r.kind = REFUSE_TOO_LARGE;
-    snprintf(u->r.message, sizeof u->r.message, "the reply would be larger than %u bytes",
-             LIMIT_REPLY_BYTES);
+    refuse_say(&u->r, "the reply would be larger than %u bytes", LIMIT_REPLY_BYTES);
 }
 
 /* A long request is a worker's: it has no batch but its answer's, so the worker may give that. */

@@ -107,9 +107,13 @@ START_TEST(utf8_copies_whole_characters) {
         "", "abcd", "abcde", "abc\xC3\xA4", "ab\xC3\xA4z", "a\xF0\x9F\xA6\x99"};
     static const char *const want[] = {"", "abcd", "abcd", "abc", "ab\xC3\xA4", "a"};
     for (size_t i = 0; i < sizeof in / sizeof *in; i++) {
-        utf8_copy(out, sizeof out, in[i]);
+        utf8_copy(out, sizeof out, in[i], strlen(in[i]));
         ck_assert_str_eq(out, want[i]);
     }
+    utf8_copy(out, sizeof out, "a\xFFz", 3);
+    ck_assert_str_eq(out, "a\xEF\xBF\xBD");
+    utf8_copy(out, sizeof out, "ab\0c", 4);
+    ck_assert_str_eq(out, "ab");
 }
 END_TEST
 
