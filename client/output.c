@@ -27,40 +27,31 @@ void output_deinit(output *o) {
     *o = (output){0};
 }
 
-static bool obeyed_by_terminals(uint32_t cp) {
-    if (cp == '\n' || cp == '\t') return false;
-    return cp < 0x20 || (cp >= 0x7f && cp < 0xa0);
+/* Control characters but those in `kept`, and bytes that are no UTF-8, become `instead`. */
+static void write_cleaned(FILE *f, const char *s, size_t bytes, const char *kept,
+                          const char *instead) {
+    for (size_t i = 0; i < bytes;) {
+        uint32_t cp;
+        const size_t n = utf8_decode(s + i, bytes - i, &cp);
+        const bool control = cp < 0x20 || (cp >= 0x7f && cp < 0xa0);
+        if (cp == UTF8_BAD || (control && (cp == 0 || !strchr(kept, (int)cp))))
+            fputs(instead, f);
+        else
+            (void)fwrite(s + i, 1, n, f);
+        i += n;
+    }
 }
 
 void output_write_terminal(FILE *f, const void *data, size_t bytes, bool terminal) {
     if (bytes == 0) return; /* data may be NULL */
-    if (!terminal) {
+    if (terminal)
+        write_cleaned(f, data, bytes, "\n\t", "\xef\xbf\xbd");
+    else
         (void)fwrite(data, 1, bytes, f);
-        return;
-    }
-    const char *s = data;
-    for (size_t i = 0; i < bytes;) {
-        uint32_t cp;
-        const size_t n = utf8_decode(s + i, bytes - i, &cp);
-        if (cp == UTF8_BAD || obeyed_by_terminals(cp))
-            fputs("\xef\xbf\xbd", f);
-        else
-            (void)fwrite(s + i, 1, n, f);
-        i += n;
-    }
 }
 
 void output_write_line(FILE *f, const void *data, size_t bytes) {
-    const char *s = data;
-    for (size_t i = 0; i < bytes;) {
-        uint32_t cp;
-        const size_t n = utf8_decode(s + i, bytes - i, &cp);
-        if (cp == UTF8_BAD || cp == '\n' || cp == '\t' || obeyed_by_terminals(cp))
-            fputc(' ', f);
-        else
-            (void)fwrite(s + i, 1, n, f);
-        i += n;
-    }
+    write_cleaned(f, data, bytes, "", " ");
 }
 
 bool output_reader_gone(void) {

@@ -26,7 +26,7 @@ typedef struct running {
     const ProtobufCMessageDescriptor *type;
     message_handler *on_message;
     void *ctx;
-    bool ended, garbled, quiet, given_up;
+    bool ended, garbled, quiet;
     int exit_code;
     grpc_status_code code;
 } running;
@@ -64,16 +64,16 @@ static void run_call(running *r, const char *method, const ProtobufCMessage *req
         rpc_start(r->s->channel, r->s->loop, method, packed, bytes, deadline_ns, wait_for_ready,
                   (rpc_handlers){.on_message = take_message, .on_end = take_end, .ctx = r});
     free(packed);
-    bool interrupted = false;
+    bool given_up = false, interrupted = false;
     while (!r->ended) {
         (void)rpc_loop_turn(r->s->loop, clock_now_ns() + POLL_MS * NS_PER_MS);
-        if (r->ended || r->given_up) continue;
+        if (r->ended || given_up) continue;
         interrupted = session_interrupted();
         if (!interrupted && !output_lost()) continue;
-        r->given_up = r->quiet = true;
+        given_up = r->quiet = true;
         rpc_cancel(call);
     }
-    if (r->given_up) r->exit_code = interrupted ? CLI_INTERRUPTED : CLI_FAILED;
+    if (given_up) r->exit_code = interrupted ? CLI_INTERRUPTED : CLI_FAILED;
     if (r->garbled && r->exit_code == CLI_OK) {
         cli_say("the server's answer is not what this client understands (another version?)");
         r->exit_code = CLI_FAILED;
