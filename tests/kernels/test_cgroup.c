@@ -107,18 +107,17 @@ START_TEST(limits_of_every_level_count) {
 END_TEST
 
 START_TEST(quotas) {
-    put("/a/b/cpu.max", "max 100000\n");
-    ck_assert_int_eq(cgroup_quota_cores(mount, "/a/b"), 0);
-    put("/a/cpu.max", "250000 100000\n");
-    ck_assert_int_eq(cgroup_quota_cores(mount, "/a/b"), 3);
-    put("/a/b/cpu.max", "150000 100000\n");
-    ck_assert_int_eq(cgroup_quota_cores(mount, "/a/b"), 2);
-    put("/a/b/cpu.max", "9223372036854775807 1\n");
-    ck_assert_int_eq(cgroup_quota_cores(mount, "/a/b"), 3);
-    put("/a/b/cpu.max", "rubbish");
-    ck_assert_int_eq(cgroup_quota_cores(mount, "/a/b"), 3);
-    put("/a/b/cpu.max", "-1 0\n");
-    ck_assert_int_eq(cgroup_quota_cores(mount, "/a/b"), 3);
+    static const struct {
+        const char *file, *text;
+        int want;
+    } puts_in_turn[] = {
+        {"/a/b/cpu.max", "max 100000\n", 0},    {"/a/cpu.max", "250000 100000\n", 3},
+        {"/a/b/cpu.max", "150000 100000\n", 2}, {"/a/b/cpu.max", "9223372036854775807 1\n", 3},
+        {"/a/b/cpu.max", "rubbish", 3},         {"/a/b/cpu.max", "-1 0\n", 3}};
+    for (size_t i = 0; i < sizeof puts_in_turn / sizeof *puts_in_turn; i++) {
+        put(puts_in_turn[i].file, "%s", puts_in_turn[i].text);
+        ck_assert_int_eq(cgroup_quota_cores(mount, "/a/b"), puts_in_turn[i].want);
+    }
 }
 END_TEST
 
