@@ -96,11 +96,8 @@ int main(int argc, char *argv[]) {
     error err;
     if (server_open(&o, &s, &err) != OK) return 1;
     engine *e = fake_engine_open(server_on_step, s, step_us);
-    const served_model m = {.tokenizer = (const tokenizer *)e,
-                            .engine = e,
-                            .name = "fake",
-                            .context_length = FAKE_CONTEXT * 1000,
-                            .n_vocab = FAKE_VOCAB};
+    served_model m = fake_served_model(e);
+    m.context_length *= 1000;
     if (server_serve(s, &m) != OK) return 1;
     char addr[300] = "";
     snprintf(addr, sizeof addr, "%s", server_address(s));

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "engine/chat.h"
 #include "engine/engine.h"
+#include "server/server.h"
 
 enum {
     FAKE_VOCAB = 260,
@@ -155,6 +156,16 @@ static engine *fake_engine_open(void (*on_step)(void *, const step_report *), vo
     assert(failed == 0);
     (void)failed;
     return e;
+}
+
+/* The model that it is served as. Tokenizer and template are never looked into. */
+static inline served_model fake_served_model(engine *e) {
+    return (served_model){.tokenizer = (const tokenizer *)e,
+                          .chat = (const chat_template *)e,
+                          .engine = e,
+                          .name = "fake",
+                          .context_length = FAKE_CONTEXT,
+                          .n_vocab = FAKE_VOCAB};
 }
 
 static void fake_engine_close(engine *e) {

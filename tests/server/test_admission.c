@@ -27,13 +27,9 @@ static void setup(const char *chat_problem) {
     error err;
     ck_assert_msg(server_open(&o, &srv, &err) == OK, "%s", err.text);
     eng = fake_engine_open(server_on_step, srv, 300);
-    const served_model m = {.tokenizer = (const tokenizer *)eng, /* never looked into */
-                            .chat = chat_problem ? NULL : (const chat_template *)eng,
-                            .chat_problem = chat_problem,
-                            .engine = eng,
-                            .name = "fake",
-                            .context_length = FAKE_CONTEXT,
-                            .n_vocab = FAKE_VOCAB};
+    served_model m = fake_served_model(eng);
+    if (chat_problem) m.chat = NULL;
+    m.chat_problem = chat_problem;
     ck_assert_int_eq(server_serve(srv, &m), OK);
     channel = loopback_channel(server_address(srv));
 }

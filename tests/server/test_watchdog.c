@@ -44,11 +44,7 @@ static bool rig_open(rig *r) {
     log_init(LOG_ERROR, false);
     if (server_open(&o, &r->server, &err) != OK) return false;
     r->engine = fake_engine_open(server_on_step, r->server, 1000);
-    const served_model m = {.tokenizer = (const tokenizer *)r->engine,
-                            .engine = r->engine,
-                            .name = "fake",
-                            .context_length = FAKE_CONTEXT,
-                            .n_vocab = FAKE_VOCAB};
+    const served_model m = fake_served_model(r->engine);
     return server_serve(r->server, &m) == OK &&
            watchdog_open(r->server, NOT_READY_S, EXIT_S, &r->watchdog, &err) == OK;
 }
